@@ -1,0 +1,78 @@
+"""Batches of images on the training device, drawn by a permutation from a generator of their own."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skdim.images import Images
+
+
+class Standardizer:
+    """Turns stored images into what the encoder takes: float32, channels_last, zero mean and unit variance a channel.
+
+    Parameters
+    ----------
+    mean, std : ndarray of shape (C,)
+        Statistics of the training images, in the units of ``x / 255`` for uint8 images and of ``x`` for float ones.
+    device : torch.device
+        Where the images are wanted.
+    """
+
+    def __init__(self, mean: NDArray[np.float32], std: NDArray[np.float32], device: torch.device) -> None:
+        self.device = device
+        # x * scale + shift, not (x - mean) / std: no intermediate value can overflow.
+        self.scale = torch.from_numpy(1 / std.astype(np.float64)).float().view(-1, 1, 1).to(device)
+        self.shift = torch.from_numpy(-mean / std.astype(np.float64)).float().view(-1, 1, 1).to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Standardise images of shape (N, C, H, W), uint8 or float32, from any device."""
+        scale = self.scale / 255 if images.dtype == torch.uint8 else self.scale
+        images = images.to(self.device, non_blocking=True).float().contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(self.shift, images, scale)
+
+
+class Batches(torch.utils.data.Dataset):
+    """All training images; iterating gives the standardised batches of one epoch, in a new order each time.
+
+    An epoch's batches differ in size by at most one image: no image is left out and no batch is too small for
+    batch norm or negatives. On CUDA the images live on the device, as they are stored, if they take up at most half
+    of its free memory.
+
+    Parameters
+    ----------
+    images : Images
+        The training images.
+    standardize : Standardizer
+        Applied to each batch; its device is the training device.
+    batch_size : int
+        Most images in a batch.
+    generator : torch.Generator
+        Draws the permutations; on the training device.
+    """
+
+    def __init__(self, images: Images, standardize: Standardizer, batch_size: int, generator: torch.Generator) -> None:
+        self.images = images
+        self.standardize = standardize
+        self.generator = generator
+        self.n_batches = -(-len(images) // max(2, batch_size))
+        if len(images) // self.n_batches < 2:
+            self.n_batches = len(images) // 2
+        self.resident: Tensor | None = None
+        device = standardize.device
+        if device.type == "cuda" and images.array.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+            self.resident = images.take(slice(None)).to(device)
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(len(self.images), generator=self.generator, device=self.generator.device)
+        if self.resident is None:
+            for rows in np.array_split(order.cpu().numpy(), self.n_batches):
+                yield self.standardize(self.images.take(rows))
+        else:
+            for rows in torch.tensor_split(order, self.n_batches):
+                yield self.standardize(self.resident[rows])

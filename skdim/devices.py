@@ -1,0 +1,112 @@
+"""Where and how to compute: device, training precision and threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+
+import torch
+
+from skdim.encoders import ImageShape
+
+__all__ = ["available_device", "limited_threads", "resolve_device", "resolve_precision"]
+
+# Images of up to this many values train faster on one thread than on several, or as fast.
+SMALL_IMAGE = 256
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn the parameter `device` into a device that is there.
+
+    Parameters
+    ----------
+    device : str
+        "auto", "cpu", "cuda" or "cuda:N".
+
+    Returns
+    -------
+    torch.device
+        "auto" is CUDA where there is one.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = torch.device("meta")
+    if resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}.")
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={device!r} was asked for, but CUDA is not available here. Use device='auto' or 'cpu'."
+        )
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={device!r} was asked for, but there are only {torch.cuda.device_count()} CUDA devices."
+        )
+    return resolved
+
+
+def available_device(device: str) -> torch.device:
+    """Resolve `device`, or the CPU where it is not there: a model trained on CUDA loads without CUDA."""
+    try:
+        return resolve_device(device)
+    except ValueError:
+        return torch.device("cpu")
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """Turn the parameter `precision` into the dtype of autocast.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16"}
+        "auto" is bfloat16 where the hardware computes it natively.
+    device : torch.device
+        Where training runs.
+
+    Returns
+    -------
+    torch.dtype or None
+        None is float32.
+    """
+    if precision == "auto":
+        precision = "bfloat16" if _has_bfloat16(device) else "float32"
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # torch has no public question for this; without it float32 is the safe answer.
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+@contextmanager
+def limited_threads(shape: ImageShape, device: torch.device) -> Iterator[None]:
+    """Compute small images on one thread, where more would only wait for each other.
+
+    Sums are split over threads, so their last bits depend on the number of threads. That number is set by the size of
+    the images here, not by the machine: small images give the same bits in a search with many workers of one thread
+    each as in a single process.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Channels, height and width of an image.
+    device : torch.device
+        Where training runs.
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and prod(shape) <= SMALL_IMAGE and threads > 1:
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+    else:
+        yield

@@ -1,0 +1,339 @@
+"""Discriminators: critics that score pairs of features and embedding, and the prior discriminator.
+
+A critic's score of (features, embedding) is computed in three steps, so that what belongs to one side alone is
+computed once and serves every pair that side is in: ``encode`` turns the features of an image into vectors, one a location,
+and its embedding into one vector; ``score`` and ``score_all`` combine them. For the concat critics this equals the
+concatenation followed by a linear layer, because ``W [M; y] = W_M M + W_y y``: the concatenation is never built.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from skdim.encoders import ImageShape, halving_stack, n_halvings
+
+__all__ = [
+    "CRITICS",
+    "Critic",
+    "GlobalConcatCritic",
+    "GlobalDotCritic",
+    "LocalConcatCritic",
+    "LocalDotCritic",
+    "PriorDiscriminator",
+]
+
+
+class Critic(nn.Module):
+    """Base of all critics: scores of pairs of a location and an embedding.
+
+    Subclasses implement `encode`, `score` and `score_all`.
+
+    Attributes
+    ----------
+    is_local : bool
+        Whether there is a score for each location, or one an image.
+    pairs_cost_units : bool
+        Whether ``score_all`` holds as many numbers a pair as there are units, or one.
+    """
+
+    is_local: bool
+    pairs_cost_units: bool
+
+    def encode(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute each side's part of the score.
+
+        Parameters
+        ----------
+        features : Tensor of shape (N, K, h, w)
+            Local features.
+        embedding : Tensor of shape (N, d)
+            Embeddings.
+
+        Returns
+        -------
+        maps : Tensor of shape (N, L, U)
+            One vector a location; L is h * w for a local critic and 1 for a global one.
+        vectors : Tensor of shape (N, U)
+            One vector an embedding.
+        """
+        raise NotImplementedError
+
+    def score(self, maps: Tensor, vectors: Tensor) -> Tensor:
+        """Score the locations of image i against embedding i.
+
+        Parameters
+        ----------
+        maps : Tensor of shape (N, L, U)
+            Encoded features.
+        vectors : Tensor of shape (N, U)
+            Encoded embeddings.
+
+        Returns
+        -------
+        Tensor of shape (N, L)
+            Scores.
+        """
+        raise NotImplementedError
+
+    def score_all(self, maps: Tensor, vectors: Tensor) -> Tensor:
+        """Score the locations of every image against every embedding.
+
+        Parameters
+        ----------
+        maps : Tensor of shape (N, L, U)
+            Encoded features.
+        vectors : Tensor of shape (R, U)
+            Encoded embeddings.
+
+        Returns
+        -------
+        Tensor of shape (R, N, L)
+            Scores.
+        """
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Score each image's features against its own embedding.
+
+        Parameters
+        ----------
+        features : Tensor of shape (N, K, h, w)
+            Local features.
+        embedding : Tensor of shape (N, d)
+            Embeddings.
+
+        Returns
+        -------
+        Tensor of shape (N, h, w) or (N,)
+            One score a location from a local critic, one an image from a global one.
+        """
+        scores = self.score(*self.encode(features, embedding))
+        return scores.view(len(features), *features.shape[2:]) if self.is_local else scores.squeeze(1)
+
+
+def _locations(features: Tensor) -> Tensor:
+    """(N, K, h, w) to (N * h * w, K); free when the features are channels_last."""
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+
+
+class _DotCritic(Critic):
+    """Encode-and-dot-product: the score is the dot product of both sides, over the square root of their width.
+
+    Without that division the products of wide vectors make logits too hot to train at the learning rates used here.
+    """
+
+    pairs_cost_units = False
+
+    def score(self, maps: Tensor, vectors: Tensor) -> Tensor:
+        return torch.matmul(maps, self._scaled(vectors)[:, :, None]).squeeze(2)
+
+    def score_all(self, maps: Tensor, vectors: Tensor) -> Tensor:
+        n_images, n_locations, n_units = maps.shape
+        scores = self._scaled(vectors) @ maps.reshape(-1, n_units).T
+        return scores.view(-1, n_images, n_locations)
+
+    @staticmethod
+    def _scaled(vectors: Tensor) -> Tensor:
+        return vectors * vectors.shape[1] ** -0.5
+
+
+class _ConcatCritic(Critic):
+    """Concatenate-and-score: both sides meet in the first layer of a perceptron with two hidden layers."""
+
+    pairs_cost_units = True
+    tail: nn.Sequential
+
+    def score(self, maps: Tensor, vectors: Tensor) -> Tensor:
+        return self.tail(maps + vectors[:, None]).squeeze(2)
+
+    def score_all(self, maps: Tensor, vectors: Tensor) -> Tensor:
+        return self.tail(maps + vectors[:, None, None]).squeeze(3)
+
+    @staticmethod
+    def _tail(n_units: int) -> nn.Sequential:
+        return nn.Sequential(nn.ReLU(), nn.Linear(n_units, n_units), nn.ReLU(), nn.Linear(n_units, 1))
+
+
+class _ResidualHead(nn.Module):
+    """The paper's 1 x 1 convolution network: a two-layer path plus a linear shortcut, then layer norm."""
+
+    def __init__(self, n_in: int, n_units: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(n_in, n_units, bias=False)
+        self.norm = nn.BatchNorm1d(n_units)
+        self.project = nn.Linear(n_units, n_units)
+        self.shortcut = nn.Linear(n_in, n_units)
+        self.out = nn.LayerNorm(n_units)
+        # Near the identity, so that training starts from dot products of the features themselves.
+        nn.init.uniform_(self.shortcut.weight, -0.01, 0.01)
+        with torch.no_grad():
+            self.shortcut.weight.diagonal().fill_(1.0)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.out(self.project(torch.relu(self.norm(self.expand(rows)))) + self.shortcut(rows))
+
+
+class LocalDotCritic(_DotCritic):
+    """Local critic, encode-and-dot-product.
+
+    Parameters
+    ----------
+    feature_shape : tuple of int
+        Channels, height and width of the local features.
+    n_components : int
+        Width of the embedding.
+    n_units : int
+        Width of the space in which the dot products are taken.
+    """
+
+    is_local = True
+
+    def __init__(self, feature_shape: ImageShape, n_components: int, n_units: int) -> None:
+        super().__init__()
+        self.feature_head = _ResidualHead(feature_shape[0], n_units)
+        self.embedding_head = _ResidualHead(n_components, n_units)
+
+    def encode(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.feature_head(_locations(features))
+        return maps.view(len(features), -1, maps.shape[1]), self.embedding_head(embedding)
+
+
+class LocalConcatCritic(_ConcatCritic):
+    """Local critic, concat-and-convolve: 1 x 1 convolutions on the features with the embedding at every location.
+
+    Parameters
+    ----------
+    feature_shape : tuple of int
+        Channels, height and width of the local features.
+    n_components : int
+        Width of the embedding.
+    n_units : int
+        Width of the two hidden layers.
+    """
+
+    is_local = True
+
+    def __init__(self, feature_shape: ImageShape, n_components: int, n_units: int) -> None:
+        super().__init__()
+        self.feature_head = nn.Linear(feature_shape[0], n_units)
+        self.embedding_head = nn.Linear(n_components, n_units, bias=False)
+        self.tail = self._tail(n_units)
+
+    def encode(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.feature_head(_locations(features))
+        return maps.view(len(features), -1, maps.shape[1]), self.embedding_head(embedding)
+
+
+class GlobalDotCritic(_DotCritic):
+    """Global critic, encode-and-dot-product: the features pass halving convolutions and two linear layers.
+
+    Parameters
+    ----------
+    feature_shape : tuple of int
+        Channels, height and width of the local features.
+    n_components : int
+        Width of the embedding.
+    n_units : int
+        Width of the space in which the dot product is taken.
+    """
+
+    is_local = False
+
+    def __init__(self, feature_shape: ImageShape, n_components: int, n_units: int) -> None:
+        super().__init__()
+        channels, height, width = feature_shape
+        n_stages = max(1, n_halvings(height, width))
+        widths = [max(channels, min(channels << stage, 512)) for stage in range(1, n_stages + 1)]
+        stages, shapes = halving_stack(feature_shape, widths)
+        channels, height, width = shapes[-1]
+        self.feature_head = nn.Sequential(
+            *stages,
+            nn.Flatten(),
+            nn.Linear(channels * height * width, 1024, bias=False),
+            nn.BatchNorm1d(1024),
+            nn.ReLU(inplace=True),
+            nn.Linear(1024, n_units),
+        )
+        self.embedding_head = nn.Linear(n_components, n_units)
+
+    def encode(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        return self.feature_head(features)[:, None], self.embedding_head(embedding)
+
+
+class GlobalConcatCritic(_ConcatCritic):
+    """Global critic, concatenation: two 3 x 3 convolutions, flattened, meet the embedding in a perceptron.
+
+    For features of 128 x 26 x 26 the convolutions give 64 x 24 x 24 (with ReLU) and 32 x 22 x 22 (without). A map
+    too small for a 3 x 3 kernel gets the largest kernel that fits.
+
+    Parameters
+    ----------
+    feature_shape : tuple of int
+        Channels, height and width of the local features.
+    n_components : int
+        Width of the embedding.
+    n_units : int
+        Width of the two hidden layers.
+    """
+
+    is_local = False
+
+    def __init__(self, feature_shape: ImageShape, n_components: int, n_units: int) -> None:
+        super().__init__()
+        channels, height, width = feature_shape
+        first = (min(3, height), min(3, width))
+        height, width = height - first[0] + 1, width - first[1] + 1
+        second = (min(3, height), min(3, width))
+        height, width = height - second[0] + 1, width - second[1] + 1
+        self.feature_head = nn.Sequential(
+            nn.Conv2d(channels, 64, first),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 32, second),
+            nn.Flatten(),
+            nn.Linear(32 * height * width, n_units),
+        )
+        self.embedding_head = nn.Linear(n_components, n_units, bias=False)
+        self.tail = self._tail(n_units)
+
+    def encode(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        return self.feature_head(features)[:, None], self.embedding_head(embedding)
+
+
+CRITICS: dict[str, dict[str, type[Critic]]] = {
+    "local": {"dot": LocalDotCritic, "concat": LocalConcatCritic},
+    "global": {"dot": GlobalDotCritic, "concat": GlobalConcatCritic},
+}
+
+
+class PriorDiscriminator(nn.Module):
+    """Tells samples of the prior from embeddings: linear 1000, 200 and 1 with ReLU between.
+
+    Parameters
+    ----------
+    n_components : int
+        Width of the embedding.
+    """
+
+    def __init__(self, n_components: int) -> None:
+        super().__init__()
+        self.logit = nn.Sequential(
+            nn.Linear(n_components, 1000),
+            nn.ReLU(inplace=True),
+            nn.Linear(1000, 200),
+            nn.ReLU(inplace=True),
+            nn.Linear(200, 1),
+        )
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Compute one logit a sample; positive says "from the prior".
+
+        Parameters
+        ----------
+        samples : Tensor of shape (N, d)
+            Samples of the prior, or embeddings brought to its support.
+
+        Returns
+        -------
+        Tensor of shape (N,)
+            Logits.
+        """
+        return self.logit(samples).squeeze(1)

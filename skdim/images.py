@@ -1,0 +1,265 @@
+"""From any accepted array to checked images: all errors about the input are raised here, before any work."""
+
+import warnings
+from dataclasses import dataclass
+from math import isqrt, prod
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from skdim.encoders import ImageShape
+
+__all__ = ["Images", "channel_statistics", "check_image_shape", "check_images"]
+
+# Rows read at once where a pass over all images makes float copies.
+CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Images:
+    """Checked images, in the memory layout they came in.
+
+    Attributes
+    ----------
+    array : ndarray of shape (n, C, H, W) or (n, H, W, C)
+        uint8 or native float32; a view of the user's array wherever one will do.
+    shape : tuple of int
+        Channels, height and width.
+    channels_last : bool
+        Whether `array` has the channels last.
+    """
+
+    array: NDArray[Any]
+    shape: ImageShape
+    channels_last: bool
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def take(self, rows: Any) -> torch.Tensor:
+        """Copy some images into a new tensor of shape (len(rows), C, H, W) and the dtype of `array`."""
+        # Plain torch indexing would warn about read-only arrays and needs the whole array as a tensor.
+        batch = torch.from_numpy(np.ascontiguousarray(self.array[rows]))
+        return batch.permute(0, 3, 1, 2) if self.channels_last else batch
+
+
+def check_images(
+    estimator: BaseEstimator,
+    X: Any,
+    *,
+    image_shape: ImageShape | None,
+    data_format: str,
+    reset: bool,
+) -> Images:
+    """Check the input of an estimator and bring it into the form of images.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Named in the messages; with `reset`, gets ``n_features_in_`` and ``feature_names_in_``.
+    X : array-like
+        Flat rows (n, p) or images (n, C, H, W), (n, H, W, C) or (n, H, W); a NumPy array, DataFrame, torch tensor,
+        list of arrays or anything that converts to an array. uint8 and float32 are kept, other types become float32.
+    image_shape : tuple of int or None
+        Channels, height and width, where known.
+    data_format : {"auto", "channels_first", "channels_last"}
+        Order of the axes of an image, in flat rows too (where "auto" means "channels_first").
+    reset : bool
+        Whether this is a fit, which needs two images and sets the shape.
+
+    Returns
+    -------
+    Images
+        The checked images.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, are ambiguous or empty, or there are NaN or infinite values.
+    TypeError
+        If `X` is sparse, or holds what is no number.
+    """
+    name = type(estimator).__name__
+    X = _as_array(X, name)
+    ndim = getattr(X, "ndim", 2)
+    if ndim > 4:
+        raise ValueError(f"Found array with dim {ndim}, while dim <= 4 is required by {name}.")
+    if ndim < 3:
+        flat = _validate(estimator, X, reset)
+        shape = image_shape or _guess_shape(flat.shape[1])
+        if prod(shape) != flat.shape[1]:
+            raise ValueError(
+                f"cannot reshape {flat.shape[1]} features to image_shape={shape}, which has {prod(shape)}."
+            )
+        channels_last = data_format == "channels_last"
+    else:
+        if 0 in X.shape[1:]:
+            raise ValueError(
+                f"Found array with 0 feature(s) (shape={X.shape}) while a minimum of 1 is required by {name}."
+            )
+        shape, channels_last = _infer_layout(X.shape, image_shape, data_format, name)
+        flat = _validate(estimator, X.reshape(len(X), prod(X.shape[1:])), reset)
+    channels, height, width = shape
+    stored = (height, width, channels) if channels_last else shape
+    return Images(flat.reshape(len(flat), *stored), shape, channels_last)
+
+
+def check_image_shape(image_shape: Any) -> ImageShape:
+    """Check the parameter `image_shape`: three positive integers."""
+    if len(image_shape) != 3 or not all(isinstance(side, Integral) and side > 0 for side in image_shape):
+        raise ValueError(
+            f"image_shape must be three positive integers (channels, height, width) or None, got {image_shape!r}."
+        )
+    channels, height, width = (int(side) for side in image_shape)
+    return channels, height, width
+
+
+def _as_array(X: Any, name: str) -> Any:
+    """Refuse what is no array of numbers; leave DataFrames and the like for scikit-learn's validation."""
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu()
+        return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
+    if isinstance(X, str | bytes | dict | set | frozenset) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):
+        raise TypeError(f"{name} expects an array of images, got {type(X).__name__}.")
+    if isinstance(X, np.ma.MaskedArray):
+        raise TypeError(f"{name} does not support masked arrays; fill the masked values first, with X.filled().")
+    if isinstance(X, list | tuple):
+        X = _stack(X)
+    elif not isinstance(X, np.ndarray) and not hasattr(X, "columns") and not sparse.issparse(X):
+        X = np.asarray(X)
+    dtype = getattr(X, "dtype", None)
+    kind = getattr(dtype, "kind", "f")
+    if kind in "US":
+        raise ValueError(
+            "dtype='numeric' is not compatible with arrays of bytes/strings. "
+            "Convert your data to numeric values explicitly instead."
+        )
+    if kind in "mMV":
+        raise TypeError(f"{name} expects numbers, got an array of dtype {dtype}.")
+    return X
+
+
+def _stack(rows: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
+    """Make one array of a list of images or rows, or say which one differs."""
+    first = np.shape(rows[0]) if len(rows) and hasattr(rows[0], "__array__") else None
+    if first is not None:
+        for i, row in enumerate(rows):
+            if np.shape(row) != first:
+                raise ValueError(
+                    f"All images must have the same shape: image 0 has shape {first}, image {i} has {np.shape(row)}."
+                )
+    return np.asarray(rows)
+
+
+def _validate(estimator: BaseEstimator, X: Any, reset: bool) -> NDArray[Any]:
+    """scikit-learn's own validation of flat rows, without a float64 copy."""
+    try:
+        # A float64 value beyond float32 becomes infinite in the cast and is refused by the check that follows it.
+        with np.errstate(over="ignore"):
+            return validate_data(
+                estimator, X, dtype=[np.float32, np.uint8], reset=reset, ensure_min_samples=2 if reset else 1
+            )
+    except OverflowError as error:
+        raise ValueError("Input X contains a value too large for dtype('float32').") from error
+
+
+def _guess_shape(n_features: int) -> ImageShape:
+    """Grey square images where the width allows, else signals."""
+    side = isqrt(n_features)
+    if n_features >= 16 and side * side == n_features:
+        return 1, side, side
+    side = isqrt(n_features // 3)
+    if side >= 8 and 3 * side * side == n_features:
+        warnings.warn(
+            f"X has {n_features} features, which looks like colour images of 3 x {side} x {side}, but rows are read as "
+            f"signals of 1 x 1 x {n_features}. Set image_shape=(3, {side}, {side}) if they are images, "
+            f"or image_shape=(1, 1, {n_features}) to silence this warning.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return 1, 1, n_features
+
+
+def _infer_layout(
+    array_shape: tuple[int, ...], image_shape: ImageShape | None, data_format: str, name: str
+) -> tuple[ImageShape, bool]:
+    """Find the image shape of a 3-D or 4-D array and whether its channels come last."""
+    if len(array_shape) == 3:
+        height, width = array_shape[1:]
+        candidates: dict[ImageShape, bool] = {(1, height, width): False}
+        if image_shape is not None and image_shape[1] == 1:
+            candidates[(height, 1, width)] = False
+    else:
+        a, b, c = array_shape[1:]
+        candidates = {}
+        if data_format != "channels_last":
+            candidates[(a, b, c)] = False
+        if data_format != "channels_first":
+            # A cube has the same image shape in both layouts: the first entry then stands, and is refused below.
+            candidates.setdefault((c, a, b), True)
+        is_cube = a == b == c > 1
+        if data_format == "auto" and is_cube:
+            raise ValueError(_ambiguous(array_shape))
+        if data_format == "auto" and image_shape is None:
+            first = a == 1 or a < min(b, c)
+            last = c == 1 or c < min(a, b)
+            if first == last:
+                raise ValueError(_ambiguous(array_shape))
+            candidates = {(a, b, c): False} if first else {(c, a, b): True}
+    if image_shape is None:
+        return next(iter(candidates.items()))
+    if image_shape not in candidates:
+        found = " or ".join(str(shape) for shape in candidates)
+        raise ValueError(
+            f"X of shape {array_shape} has images of shape {found} (channels, height, width), but {name} is expecting "
+            f"images of shape {image_shape}."
+        )
+    return image_shape, candidates[image_shape]
+
+
+def _ambiguous(array_shape: tuple[int, ...]) -> str:
+    return (
+        f"The layout of X with shape {array_shape} is ambiguous: set data_format to 'channels_first' or 'channels_last'"
+        " (and image_shape to the channels, height and width, where they are known)."
+    )
+
+
+def channel_statistics(images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of each channel, over all images and pixels.
+
+    Parameters
+    ----------
+    images : Images
+        uint8 values are scaled by 1/255 first.
+
+    Returns
+    -------
+    mean, std : ndarray of shape (C,), float32
+        A constant channel has a standard deviation of 1, so that it becomes 0 when it is standardised.
+
+    Warns
+    -----
+    UserWarning
+        If all channels are constant.
+    """
+    axes = (0, 1, 2) if images.channels_last else (0, 2, 3)
+    per_chunk = max(1, CHUNK_BYTES // (8 * prod(images.shape)))
+    chunks = [images.array[start : start + per_chunk] for start in range(0, len(images), per_chunk)]
+    n_pixels = len(images) * images.shape[1] * images.shape[2]
+    mean = sum(chunk.sum(axis=axes, dtype=np.float64) for chunk in chunks) / n_pixels
+    offset = mean if images.channels_last else mean[:, None, None]
+    variance = sum(np.square(chunk - offset).sum(axis=axes) for chunk in chunks) / n_pixels
+    std = np.sqrt(variance)
+    # Far below the resolution of float32 a spread is rounding, not signal.
+    constant = std <= np.maximum(1e-7 * np.abs(mean), 1e-30)
+    if constant.all():
+        warnings.warn("All images are constant: there is nothing to learn from X.", UserWarning, stacklevel=3)
+    std[constant] = 1.0
+    scale = 255.0 if images.array.dtype == np.uint8 else 1.0
+    return (mean / scale).astype(np.float32), np.where(constant, 1.0, std / scale).astype(np.float32)

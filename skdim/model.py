@@ -1,0 +1,236 @@
+"""The model that is trained: an encoder, its critics and its prior discriminator, and their loss terms."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+from torch.utils.checkpoint import checkpoint
+
+from skdim.discriminators import CRITICS, Critic, PriorDiscriminator
+from skdim.encoders import ImageShape
+from skdim.objectives import OBJECTIVES, Objective
+
+__all__ = ["InfoMaxModel", "build_model", "contrast"]
+
+# Scores held at once against all images of a batch, in elements: 64 MiB of float32.
+MAX_PAIR_ELEMENTS = 1 << 24
+
+
+class InfoMaxModel(nn.Module):
+    """Encoder and discriminators; computes the named terms of the Deep InfoMax loss.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        Maps images to (embedding, features).
+    critics : mapping of str to Critic
+        "local" and "global", those whose weight is not 0.
+    prior : PriorDiscriminator or None
+        None where the prior's weight is 0.
+    objective : Objective
+        The mutual-information objective.
+    negatives : {"batch", "roll", "shuffle"}
+        Which pairs are negatives.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        critics: Mapping[str, Critic],
+        prior: PriorDiscriminator | None,
+        objective: Objective,
+        negatives: str,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.critics = nn.ModuleDict(critics)
+        self.prior = prior
+        self.objective = objective
+        self.negatives = negatives
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the mutual-information terms of a batch.
+
+        Parameters
+        ----------
+        images : Tensor of shape (N, C, H, W)
+            Standardised images, N >= 2.
+        generator : torch.Generator
+            Draws the permutation of negatives="shuffle".
+
+        Returns
+        -------
+        terms : dict
+            "local" and "global", where there is such a critic: scalar losses.
+        embedding : Tensor of shape (N, d)
+            The embeddings.
+        """
+        embedding, features = self.encoder(images)
+        terms = {
+            name: contrast(critic, self.objective, features, embedding, self.negatives, generator)  # type: ignore[arg-type]
+            for name, critic in self.critics.items()
+        }
+        return terms, embedding
+
+    def prior_discriminator_loss(self, embedding: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss of the prior discriminator: prior samples are real, embeddings are not.
+
+        Parameters
+        ----------
+        embedding : Tensor of shape (N, d)
+            Embeddings; no gradient reaches them.
+        generator : torch.Generator
+            Draws the samples of the uniform prior.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Binary cross-entropy, 2 log 2 at chance.
+        """
+        assert self.prior is not None
+        fake = torch.sigmoid(embedding.detach().float())
+        real = torch.rand(fake.shape, generator=generator, device=fake.device)
+        real_logit, fake_logit = self.prior(torch.cat([real, fake])).float().chunk(2)
+        return softplus(-real_logit).mean() + softplus(fake_logit).mean()
+
+    def prior_loss(self, embedding: Tensor) -> Tensor:
+        """Loss of the encoder against the prior discriminator, non-saturating.
+
+        Parameters
+        ----------
+        embedding : Tensor of shape (N, d)
+            Embeddings.
+
+        Returns
+        -------
+        Tensor of shape ()
+            ``-log D(sigmoid(y))``, log 2 at chance.
+        """
+        assert self.prior is not None
+        return softplus(-self.prior(torch.sigmoid(embedding.float())).float()).mean()
+
+
+def build_model(
+    encoder: nn.Module,
+    feature_shape: ImageShape,
+    n_components: int,
+    *,
+    weights: Mapping[str, float],
+    discriminator: str,
+    mi_units: int,
+    mi_estimator: str,
+    negatives: str,
+) -> InfoMaxModel:
+    """Put new discriminators around an encoder; a weight of 0 builds none.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        The encoder.
+    feature_shape : tuple of int
+        Channels, height and width of its local features.
+    n_components : int
+        Width of its embedding.
+    weights : mapping of str to float
+        Weights of "local", "global" and "prior".
+    discriminator, mi_units, mi_estimator, negatives
+        As in `DIMTransformer`.
+
+    Returns
+    -------
+    InfoMaxModel
+        The model.
+    """
+    critics = {
+        name: CRITICS[name][discriminator](feature_shape, n_components, mi_units)
+        for name in ("local", "global")
+        if weights[name]
+    }
+    prior = PriorDiscriminator(n_components) if weights["prior"] else None
+    return InfoMaxModel(encoder, critics, prior, OBJECTIVES[mi_estimator], negatives)
+
+
+def contrast(
+    critic: Critic,
+    objective: Objective,
+    features: Tensor,
+    embedding: Tensor,
+    negatives: str,
+    generator: torch.Generator,
+) -> Tensor:
+    """Loss of one critic on a batch.
+
+    Parameters
+    ----------
+    critic : Critic
+        Scores the pairs.
+    objective : Objective
+        Turns the scores into a loss.
+    features : Tensor of shape (N, K, h, w)
+        Local features.
+    embedding : Tensor of shape (N, d)
+        Embeddings.
+    negatives : {"batch", "roll", "shuffle"}
+        Each embedding meets the locations of all other images, of the next image, or of a random other image.
+    generator : torch.Generator
+        Draws the permutation of "shuffle", on the device of the embeddings.
+
+    Returns
+    -------
+    Tensor of shape ()
+        The loss.
+    """
+    maps, vectors = critic.encode(features, embedding)
+    positive = critic.score(maps, vectors).float()
+    if negatives == "batch":
+        reduced = _reduce_all_others(critic, objective, maps, vectors)
+    else:
+        shift = (_next_image if negatives == "roll" else _random_other_image)(len(maps), generator)
+        # Moving the small embeddings rather than the maps gives the same pairs; row i is then sorted back to belong to
+        # embedding i, as its positives do.
+        negative = critic.score(maps, vectors[shift])[torch.argsort(shift)].float()
+        reduced = objective.reduce(negative, negative.shape[1])
+    return objective.loss(positive, reduced)
+
+
+def _next_image(n_images: int, generator: torch.Generator) -> Tensor:
+    return torch.arange(n_images, device=generator.device).roll(1)
+
+
+def _random_other_image(n_images: int, generator: torch.Generator) -> Tensor:
+    """Random permutation that leaves nothing in place: a random cycle through all images."""
+    order = torch.randperm(n_images, generator=generator, device=generator.device)
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
+
+
+def _reduce_all_others(critic: Critic, objective: Objective, maps: Tensor, vectors: Tensor) -> Tensor:
+    """Reduce, for each embedding, its scores against the locations of all other images.
+
+    More than MAX_PAIR_ELEMENTS scores are computed a few embeddings at a time, and again in the backward pass,
+    instead of being kept.
+    """
+    n_images, n_locations, n_units = maps.shape
+    per_pair = n_units if critic.pairs_cost_units else 1
+    rows = max(1, MAX_PAIR_ELEMENTS // (n_images * n_locations * per_pair))
+
+    def reduce_rows(maps: Tensor, vectors: Tensor, start: int) -> Tensor:
+        scores = critic.score_all(maps, vectors).float()
+        own = torch.arange(len(vectors), device=scores.device)
+        scores = scores.index_put((own, own + start), scores.new_tensor(-torch.inf))
+        return objective.reduce(scores.flatten(1), (n_images - 1) * n_locations)
+
+    if rows >= n_images:
+        return reduce_rows(maps, vectors, 0)
+    reduced = [
+        checkpoint(
+            reduce_rows,
+            maps,
+            vectors[start : start + rows],
+            start,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for start in range(0, n_images, rows)
+    ]
+    return torch.cat(reduced)

@@ -1,0 +1,142 @@
+"""Mutual-information objectives on the scores of positive and negative pairs.
+
+A critic scores a pair of an image's location and an embedding. Each objective here turns those scores into one
+loss to minimise; its negative is, up to a constant, a lower bound or a surrogate of the mutual information between
+location and embedding (Hjelm et al., ICLR 2019, arXiv 1808.06670, section 3).
+
+Every objective reads the negatives of an embedding only through one number. `Objective` keeps the two halves apart,
+so that a large set of negatives can be reduced a few rows at a time and never has to exist as a whole.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+__all__ = ["donsker_varadhan", "infonce", "jsd"]
+
+
+class Objective(NamedTuple):
+    """A loss on scores, split so that the negatives can be reduced row by row.
+
+    Attributes
+    ----------
+    reduce : callable
+        ``reduce(negative, count)`` maps scores of shape (N, M), of which `count` in each row are negatives and the
+        others are ``-inf``, to a tensor of shape (N,).
+    loss : callable
+        ``loss(positive, reduced)`` maps positive scores of shape (N, L) and the reduced negatives of shape (N,) to
+        the scalar loss.
+    """
+
+    reduce: Callable[[Tensor, int], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, positive: Tensor, negative: Tensor) -> Tensor:
+        return self.loss(positive, self.reduce(negative, negative.shape[1]))
+
+
+def _log_sum_exp(negative: Tensor, count: int) -> Tensor:
+    return torch.logsumexp(negative, dim=1)
+
+
+def _log_mean_exp(negative: Tensor, count: int) -> Tensor:
+    return torch.logsumexp(negative, dim=1) - math.log(count)
+
+
+def _mean_softplus(negative: Tensor, count: int) -> Tensor:
+    return softplus(negative).sum(dim=1) / count
+
+
+def _infonce_loss(positive: Tensor, log_sum_exp: Tensor) -> Tensor:
+    # log(e^T + sum e^T') - T = softplus(log sum e^T' - T): one log-sum-exp an image serves all its locations.
+    return softplus(log_sum_exp[:, None] - positive).mean()
+
+
+def _jsd_loss(positive: Tensor, mean_softplus: Tensor) -> Tensor:
+    return softplus(-positive).mean() + mean_softplus.mean()
+
+
+def _donsker_varadhan_loss(positive: Tensor, log_mean_exp: Tensor) -> Tensor:
+    return torch.logsumexp(log_mean_exp, dim=0) - math.log(len(log_mean_exp)) - positive.mean()
+
+
+INFONCE = Objective(_log_sum_exp, _infonce_loss)
+JSD = Objective(_mean_softplus, _jsd_loss)
+DONSKER_VARADHAN = Objective(_log_mean_exp, _donsker_varadhan_loss)
+
+OBJECTIVES = {"infonce": INFONCE, "jsd": JSD, "dv": DONSKER_VARADHAN}
+
+
+def infonce(positive: Tensor, negative: Tensor) -> Tensor:
+    r"""InfoNCE loss: tell each positive from all negatives of its image.
+
+    .. math:: \frac{1}{NL} \sum_{i,l} -\log \frac{e^{T_{il}}}{e^{T_{il}} + \sum_m e^{T'_{im}}}
+
+    At chance, with all scores equal, the loss is :math:`\log(1 + M)`; :math:`\log(1 + M)` minus the loss is a lower
+    bound of the mutual information in nats (van den Oord et al., arXiv 1807.03748). Overflow is held off by the
+    log-sum-exp, which subtracts the largest score before it exponentiates.
+
+    Parameters
+    ----------
+    positive : Tensor of shape (N, L)
+        Scores of each image's own L locations. Any floating dtype.
+    negative : Tensor of shape (N, M)
+        Scores against other images, own-image entries already excluded. An entry of ``-inf`` adds nothing.
+
+    Returns
+    -------
+    Tensor of shape ()
+        The loss, in nats.
+    """
+    return INFONCE(positive, negative)
+
+
+def jsd(positive: Tensor, negative: Tensor) -> Tensor:
+    r"""Jensen-Shannon loss: binary cross-entropy between positive and negative pairs.
+
+    .. math:: \frac{1}{NL} \sum_{i,l} \mathrm{sp}(-T_{il}) + \frac{1}{NM} \sum_{i,m} \mathrm{sp}(T'_{im}),
+              \qquad \mathrm{sp}(t) = \log(1 + e^t)
+
+    The Jensen-Shannon estimator of the paper (equation 4) with its sign turned; :math:`2 \log 2` at chance. It is no
+    bound of the mutual information but rises with it. The softplus is computed without exponentiating large scores.
+
+    Parameters
+    ----------
+    positive : Tensor of shape (N, L)
+        Scores of each image's own L locations. Any floating dtype.
+    negative : Tensor of shape (N, M)
+        Scores against other images, own-image entries already excluded.
+
+    Returns
+    -------
+    Tensor of shape ()
+        The loss.
+    """
+    return JSD(positive, negative)
+
+
+def donsker_varadhan(positive: Tensor, negative: Tensor) -> Tensor:
+    r"""Donsker-Varadhan loss, the negative of the bound that MINE maximises.
+
+    .. math:: \log \frac{1}{NM} \sum_{i,m} e^{T'_{im}} - \frac{1}{NL} \sum_{i,l} T_{il}
+
+    The paper's equation 2 with its sign turned; 0 at chance. Overflow is held off by the log-sum-exp. Of the
+    objectives here it is the least stable.
+
+    Parameters
+    ----------
+    positive : Tensor of shape (N, L)
+        Scores of each image's own L locations. Any floating dtype.
+    negative : Tensor of shape (N, M)
+        Scores against other images, own-image entries already excluded.
+
+    Returns
+    -------
+    Tensor of shape ()
+        The loss, in nats.
+    """
+    return DONSKER_VARADHAN(positive, negative)

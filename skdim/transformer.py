@@ -1,0 +1,482 @@
+"""DIMTransformer, the one door to the library."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from math import prod
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from skdim.batches import Batches, Standardizer
+from skdim.devices import available_device, limited_threads, resolve_device, resolve_precision
+from skdim.encoders import ENCODERS, make_encoder, read_layers
+from skdim.images import Images, channel_statistics, check_image_shape, check_images
+from skdim.model import build_model
+from skdim.net import DIMNet, private_rng
+from skdim.objectives import OBJECTIVES
+from skdim.persistence import to_arrays, with_arrays
+
+TRANSFORM_BATCH = 64
+
+# Lives only in the process that trained; the rest of the estimator is pickled.
+_TRAINING_STATE = ("discriminators_", "net_", "_built_with")
+
+
+class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    r"""Learn image embeddings without labels by Deep InfoMax.
+
+    Trains an encoder to maximise the mutual information between an image, its local patches and its embedding, while
+    the distribution of the embedding is matched to a prior:
+
+    .. math:: \max_E \; \alpha \, \hat I_{global}(C(x); y) + \frac{\beta}{L} \sum_{l} \hat I_{local}(C_l(x); y)
+              - \gamma \, D(p_y \,\|\, p_{prior}), \qquad y = E(x)
+
+    where :math:`C` is the map of local features that the encoder computes on the way to the embedding :math:`y` [1]_.
+
+    Parameters
+    ----------
+    n_components : int, default=64
+        Width of the embedding.
+
+    image_shape : tuple of int, default=None
+        Channels, height and width of an image. Needed for flat rows of colour images. With None, flat rows whose
+        width is a perfect square of at least 16 are grey images and others signals of 1 x 1 x p; arrays of images
+        bring their shape.
+
+    data_format : {"auto", "channels_first", "channels_last"}, default="auto"
+        Order of the axes of an image. "auto" finds the channels of (n, C, H, W) and (n, H, W, C) arrays where only
+        one reading is sensible, and takes flat rows as channels first.
+
+    encoder : {"dcgan", "stride1"}, nn.Module class or instance, default="dcgan"
+        The network. "dcgan" is the paper's for small images, "stride1" four convolutions of stride 1, far slower. A
+        class is built as ``encoder(image_shape, n_components)``; an instance is copied and trained on from the
+        weights it has. Its ``forward`` takes float32 images (N, C, H, W) and returns the embedding
+        (N, n_components) and the local features (N, K, h, w).
+
+    local_weight : float, default=1.0
+        Weight of the local mutual information, the paper's beta. A weight of 0 builds and computes nothing of its
+        term.
+
+    global_weight : float, default=0.5
+        Weight of the global mutual information, the paper's alpha.
+
+    prior_weight : float, default=0.1
+        Weight of the match of ``sigmoid(y)`` to the uniform prior, the paper's gamma.
+
+    mi_estimator : {"infonce", "jsd", "dv"}, default="infonce"
+        The mutual-information objective: InfoNCE, Jensen-Shannon or Donsker-Varadhan.
+
+    discriminator : {"dot", "concat"}, default="dot"
+        Form of the critics: "dot" encodes both sides and takes the dot product, "concat" puts both into one
+        perceptron. With "concat", ``negatives="batch"`` costs batch_size times the work of the other two.
+
+    mi_units : int, default=256
+        Width of the critics.
+
+    negatives : {"batch", "roll", "shuffle"}, default="batch"
+        Against what an embedding is told apart: the locations of all other images of its batch, of the next image,
+        or of another image drawn at random.
+
+    output_layer : {"embedding", "hidden", "features"}, default="embedding"
+        What `transform` returns: the embedding; the layer of 1024 units before it ("dcgan" only); or the last
+        convolution's map, flattened (for your own encoder, the features it returns). May be changed after `fit`.
+
+    max_epochs : int, default=20
+        Passes over the images. 0 gives the untrained encoder, the control for what training brings.
+
+    batch_size : int, default=128
+        Most images in a batch. It also sets how many negatives there are with ``negatives="batch"``.
+
+    lr : float, default=2e-3
+        Learning rate of Adam; the highest one of the "one_cycle" schedule.
+
+    lr_schedule : {"one_cycle", "constant"}, default="one_cycle"
+        Schedule over the epochs of one `fit`.
+
+    device : str, default="auto"
+        Where to train: "cpu", "cuda", "cuda:N", or "auto", which is CUDA where there is one, else the CPU.
+
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Precision of training. "auto" is bfloat16 (with float32 weights and losses) where the hardware computes it
+        natively. `transform` always computes in float32.
+
+    warm_start : bool, default=False
+        Whether `fit` goes on from the last solution.
+
+    random_state : int, RandomState instance or None, default=None
+        Draws initial weights, batches, negatives and prior samples. An int gives the same bits on the same machine
+        with the same number of threads.
+
+    Attributes
+    ----------
+    encoder_ : nn.Module
+        The encoder, in evaluation mode. It takes standardised images.
+    discriminators_ : dict
+        The critics "local" and "global" and the discriminator "prior", those whose weight is not 0. Only in the
+        process that trained them.
+    net_ : skorch.NeuralNet
+        The net that trained. Only in the process that trained it.
+    image_shape_ : tuple of int
+        Channels, height and width of an image.
+    mean_, std_ : ndarray of shape (C,)
+        Mean and standard deviation of each channel of the training images, with which images are standardised;
+        uint8 images are scaled by 1/255 first.
+    n_features_in_ : int
+        Values an image has: C * H * W.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names of `X`, where it had any that are all strings.
+    n_iter_ : int
+        Epochs trained.
+    history_ : list of dict
+        One dict an epoch: "loss", each of its terms before weighting ("local", "global", "prior"),
+        "prior_discriminator", "seconds" and "images_per_second".
+    loss_curve_ : list of float
+        The weighted loss of each epoch.
+    device_ : torch.device
+        Where the encoder is.
+
+    See Also
+    --------
+    sklearn.decomposition.PCA : Linear features.
+
+    Notes
+    -----
+    A pickle, and so a joblib file, holds parameters, history and the encoder's weights: what `transform` needs.
+    `partial_fit` or `warm_start` on a loaded estimator go on from these weights with fresh discriminators.
+
+    References
+    ----------
+    .. [1] R. D. Hjelm et al., "Learning deep representations by mutual information estimation and maximization",
+       ICLR 2019, arXiv:1808.06670.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skdim import DIMTransformer
+    >>> X, _ = load_digits(return_X_y=True)
+    >>> DIMTransformer(n_components=16, max_epochs=2, random_state=0).fit_transform(X).shape
+    (1797, 16)
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "image_shape": [tuple, list, None],
+        "data_format": [StrOptions({"auto", "channels_first", "channels_last"})],
+        "encoder": [StrOptions(set(ENCODERS)), nn.Module, type],
+        "local_weight": [Interval(Real, 0, None, closed="left")],
+        "global_weight": [Interval(Real, 0, None, closed="left")],
+        "prior_weight": [Interval(Real, 0, None, closed="left")],
+        "mi_estimator": [StrOptions(set(OBJECTIVES))],
+        "discriminator": [StrOptions({"dot", "concat"})],
+        "mi_units": [Interval(Integral, 1, None, closed="left")],
+        "negatives": [StrOptions({"batch", "roll", "shuffle"})],
+        "output_layer": [StrOptions({"embedding", "hidden", "features"})],
+        "max_epochs": [Interval(Integral, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "lr_schedule": [StrOptions({"one_cycle", "constant"})],
+        "device": [str],
+        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        n_components: int = 64,
+        *,
+        image_shape: tuple[int, int, int] | None = None,
+        data_format: str = "auto",
+        encoder: str | nn.Module | type[nn.Module] = "dcgan",
+        local_weight: float = 1.0,
+        global_weight: float = 0.5,
+        prior_weight: float = 0.1,
+        mi_estimator: str = "infonce",
+        discriminator: str = "dot",
+        mi_units: int = 256,
+        negatives: str = "batch",
+        output_layer: str = "embedding",
+        max_epochs: int = 20,
+        batch_size: int = 128,
+        lr: float = 2e-3,
+        lr_schedule: str = "one_cycle",
+        device: str = "auto",
+        precision: str = "auto",
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_components = n_components
+        self.image_shape = image_shape
+        self.data_format = data_format
+        self.encoder = encoder
+        self.local_weight = local_weight
+        self.global_weight = global_weight
+        self.prior_weight = prior_weight
+        self.mi_estimator = mi_estimator
+        self.discriminator = discriminator
+        self.mi_units = mi_units
+        self.negatives = negatives
+        self.output_layer = output_layer
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.lr_schedule = lr_schedule
+        self.device = device
+        self.precision = precision
+        self.warm_start = warm_start
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: None = None) -> Self:
+        """Learn the encoder from images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
+            At least two images: uint8, scaled by 1/255, or numbers of any scale, computed with as float32.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        DIMTransformer
+            The fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the images are unfit. The estimator is then as it was.
+        FloatingPointError
+            If training diverges. The estimator is then as it was.
+        """
+        go_on = self.warm_start and hasattr(self, "encoder_")
+        with self._unchanged_on_error():
+            self._train(X, go_on=go_on, epochs=self.max_epochs, lr_schedule=self.lr_schedule)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: None = None) -> Self:
+        """Train one epoch more on these images, at the constant learning rate `lr`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
+            At least two images. The first call sets their shape and how they are standardised.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        DIMTransformer
+            The fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the images are unfit. The estimator is then as it was.
+        FloatingPointError
+            If training diverges.
+        """
+        with self._unchanged_on_error():
+            self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Compute the embeddings of images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
+            Images of the shape seen in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n, n_features_out), float32
+            The embeddings, or the layer that `output_layer` names. An image has the same embedding in any batch.
+
+        Raises
+        ------
+        ValueError
+            If the images are unfit or of another shape.
+        NotFittedError
+            If `fit` has not been called.
+        """
+        check_is_fitted(self)
+        width = self._n_features_out
+        images = self._check_images(X, reset=False)
+        self._warn_of_other_scale(images)
+        standardize = Standardizer(self.mean_, self.std_, self.device_)
+        embeddings = np.empty((len(images), width), dtype=np.float32)
+        with torch.inference_mode(), limited_threads(images.shape, self.device_):
+            for start in range(0, len(images), TRANSFORM_BATCH):
+                batch = images.take(slice(start, start + TRANSFORM_BATCH))
+                n_rows = len(batch)
+                # Kernels are chosen by batch size and differ in the last bit: every batch gets the same size.
+                if n_rows < TRANSFORM_BATCH:
+                    batch = torch.cat([batch, batch.new_zeros(TRANSFORM_BATCH - n_rows, *batch.shape[1:])])
+                layer = read_layers(self.encoder_, standardize(batch))[self.output_layer]
+                embeddings[start : start + n_rows] = layer[:n_rows].flatten(1).cpu().numpy()
+        return embeddings
+
+    def to(self, device: str) -> Self:
+        """Move the fitted encoder, and the net if it is there, to a device.
+
+        Parameters
+        ----------
+        device : str
+            "auto", "cpu", "cuda" or "cuda:N". The parameter `device`, which says where to train, is not changed.
+
+        Returns
+        -------
+        DIMTransformer
+            The estimator itself.
+        """
+        check_is_fitted(self)
+        self.device_ = resolve_device(device)
+        self.encoder_.to(self.device_)
+        return self
+
+    def _train(self, X: Any, *, go_on: bool, epochs: int, lr_schedule: str) -> None:
+        weights = {"local": self.local_weight, "global": self.global_weight, "prior": self.prior_weight}
+        if not any(weights.values()):
+            raise ValueError("local_weight, global_weight and prior_weight are all 0: there is nothing to train for.")
+        device = resolve_device(self.device)
+        images = self._check_images(X, reset=not go_on)
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        with limited_threads(images.shape, device):
+            if not go_on:
+                with private_rng(seed, device):
+                    self.encoder_, self._layer_shapes = make_encoder(self.encoder, images.shape, self.n_components)
+                self._check_output_layer()
+                self.image_shape_ = images.shape
+                self.mean_, self.std_ = channel_statistics(images)
+                self._trained_on_uint8 = images.array.dtype == np.uint8
+                self.history_: list[dict[str, float]] = []
+            self._make_net(seed, device, weights, keep=go_on)
+            batches = Batches(images, Standardizer(self.mean_, self.std_, device), self.batch_size, self.net_.generator)
+            # The user's modules may draw from torch's global generators, in dropout say; ours never do.
+            with nullcontext() if isinstance(self.encoder, str) else private_rng(seed + 1, device):
+                self.net_.train(batches, epochs, self.lr, lr_schedule)
+        self.encoder_.eval()
+        self.history_ = self.history_ + self.net_.epochs(epochs)
+        self.n_iter_ = len(self.history_)
+        self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
+
+    def _make_net(self, seed: int, device: torch.device, weights: dict[str, float], *, keep: bool) -> None:
+        """Build discriminators, optimizers and net around the encoder; `keep` those there are, if they still serve."""
+        built_with = (
+            weights,
+            self.discriminator,
+            self.mi_units,
+            self.mi_estimator,
+            self.negatives,
+            self.precision,
+            device,
+        )
+        if keep and hasattr(self, "net_") and self._built_with == built_with:
+            return
+        if keep:
+            warnings.warn(
+                "Training goes on from the encoder's weights, but with new discriminators and a new optimizer, because "
+                "this estimator was loaded, copied or moved, or its parameters were changed, since it was trained.",
+                UserWarning,
+                stacklevel=4,
+            )
+        with private_rng(seed, device):
+            model = build_model(
+                self.encoder_,
+                self._layer_shapes["local"],
+                self.n_components,
+                weights=weights,
+                discriminator=self.discriminator,
+                mi_units=self.mi_units,
+                mi_estimator=self.mi_estimator,
+                negatives=self.negatives,
+            )
+        model.to(device=device, memory_format=torch.channels_last)
+        self.net_ = DIMNet(
+            model,
+            weights=weights,
+            autocast_dtype=resolve_precision(self.precision, device),
+            generator=torch.Generator(device).manual_seed(seed),
+        ).initialize()
+        self.discriminators_ = dict(model.critics.items()) | ({"prior": model.prior} if model.prior is not None else {})
+        self.device_ = device
+        self._built_with = built_with
+
+    def _check_images(self, X: Any, *, reset: bool) -> Images:
+        shape = self.image_shape if reset else self.image_shape_
+        if shape is not None:
+            shape = check_image_shape(shape)
+        return check_images(self, X, image_shape=shape, data_format=self.data_format, reset=reset)
+
+    def _check_output_layer(self) -> None:
+        if self.output_layer not in self._layer_shapes:
+            raise ValueError(
+                f"output_layer={self.output_layer!r} is not a layer of the encoder {type(self.encoder_).__name__}, which "
+                f"has {sorted(set(self._layer_shapes) - {'local'})}."
+            )
+
+    def _warn_of_other_scale(self, images: Images) -> None:
+        """Catch uint8 images that meet an encoder trained on 0 to 255 floats, and the other way round."""
+        is_uint8 = images.array.dtype == np.uint8
+        if is_uint8 == self._trained_on_uint8:
+            return
+        scaled = "are scaled by 1/255"
+        largest = images.array.max() / (255 if is_uint8 else 1)
+        reach = np.max(np.abs(self.mean_) + 20 * self.std_)
+        if largest > reach or (is_uint8 and 20 * largest < reach):
+            trained, now = ("float", "uint8") if is_uint8 else ("uint8", "float")
+            warnings.warn(
+                f"X has {now} images, but {type(self).__name__} was fitted on {trained} ones of another range; uint8 "
+                f"images {scaled}, floats are not.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    @property
+    def _n_features_out(self) -> int:
+        self._check_output_layer()
+        return prod(self._layer_shapes[self.output_layer])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in super().__getstate__().items() if key not in _TRAINING_STATE}
+        if "encoder_" in state:
+            state["encoder_"] = to_arrays(state["encoder_"])
+            state["device_"] = str(state["device_"])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if hasattr(self, "encoder_"):
+            arrays, device = self.encoder_, available_device(self.device_)
+            with private_rng(0, torch.device("cpu")):
+                encoder, _ = make_encoder(self.encoder, self.image_shape_, self.n_components)
+            self.encoder_ = with_arrays(encoder, arrays).to(device=device, memory_format=torch.channels_last)
+            self.device_ = device
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.non_deterministic = False
+        return tags
