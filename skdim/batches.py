@@ -74,5 +74,5 @@ class Batches(torch.utils.data.Dataset):
             for rows in np.array_split(order.cpu().numpy(), self.n_batches):
                 yield self.standardize(self.images.take(rows))
         else:
-            for rows in torch.tensor_split(order, self.n_batches):
-                yield self.standardize(self.resident[rows])
+            for indices in torch.tensor_split(order, self.n_batches):
+                yield self.standardize(self.resident[indices])

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from math import prod
 
 import torch
+from torch import nn
 
 from skdim.encoders import ImageShape
 
-__all__ = ["available_device", "limited_threads", "resolve_device", "resolve_precision"]
+__all__ = ["available_device", "limited_threads", "place", "resolve_device", "resolve_precision"]
 
 # Images of up to this many values train faster on one thread than on several, or as fast.
 SMALL_IMAGE = 256
@@ -57,6 +58,11 @@ def available_device(device: str) -> torch.device:
         return resolve_device(device)
     except ValueError:
         return torch.device("cpu")
+
+
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a module to a device, its convolutions in the channels_last layout that they compute fastest in."""
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:

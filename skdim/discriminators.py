@@ -1,9 +1,10 @@
 """Discriminators: critics that score pairs of features and embedding, and the prior discriminator.
 
 A critic's score of (features, embedding) is computed in three steps, so that what belongs to one side alone is
-computed once and serves every pair that side is in: ``encode`` turns the features of an image into vectors, one a location,
-and its embedding into one vector; ``score`` and ``score_all`` combine them. For the concat critics this equals the
-concatenation followed by a linear layer, because ``W [M; y] = W_M M + W_y y``: the concatenation is never built.
+computed once and serves every pair that side is in: ``encode`` turns the features of an image into vectors, one a
+location, and its embedding into one vector; ``score`` and ``score_all`` combine them. For the concat critics this
+equals the concatenation followed by a linear layer, because ``W [M; y] = W_M M + W_y y``: the concatenation is never
+built.
 """
 
 import torch

@@ -77,8 +77,8 @@ class DCGANEncoder(nn.Module):
     and 256, each 4 x 4 with stride 2, batch norm and ReLU; linear 1024 with batch norm and ReLU; linear
     `n_components`. Other sizes change the number of halvings, so that the last map is 4 to 7 pixels wide: 64 x 64
     has four stages with the local features after the third, 28 x 28 two stages of 5 x 5 convolutions with the local
-    features after the second, as in the paper. A side of one pixel is left alone, so that 1 x 1 x p signals train with a
-    one-dimensional form of the same network.
+    features after the second, as in the paper. A side of one pixel is left alone, so that 1 x 1 x p signals train with
+    a one-dimensional form of the same network.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ ENCODERS: dict[str, type[nn.Module]] = {"dcgan": DCGANEncoder, "stride1": Stride
 
 
 def read_layers(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Compute the layers of any encoder; one without ``layers`` has its embedding and its local features.
+    """Compute the layers of any encoder; the user's have an embedding and local features.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def read_layers(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
     dict
         At least "embedding" (N, d) and "features" (N, K, h, w).
     """
-    if hasattr(encoder, "layers"):
+    if isinstance(encoder, DCGANEncoder | Stride1Encoder):
         return encoder.layers(images)
     embedding, features = encoder(images)
     return {"embedding": embedding, "features": features}
@@ -258,9 +258,9 @@ def make_encoder(
         module = copy.deepcopy(encoder).cpu()
     else:
         encoder_class = ENCODERS[encoder] if isinstance(encoder, str) else encoder
+        if not issubclass(encoder_class, nn.Module):
+            raise ValueError(f"encoder must be a subclass of torch.nn.Module, got the class {encoder!r}.")
         module = encoder_class(image_shape, n_components)
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"encoder must be a subclass of torch.nn.Module, got the class {encoder!r}.")
     shapes = layer_shapes(module, image_shape)
     width = shapes["embedding"][0]
     if width != n_components:
@@ -301,8 +301,8 @@ def layer_shapes(encoder: nn.Module, image_shape: ImageShape) -> dict[str, tuple
             embedding, features = output
             if embedding.ndim != 2 or features.ndim != 4 or len(embedding) != 2 or len(features) != 2:
                 raise ValueError(
-                    "encoder must return an embedding of shape (N, d) and features of shape (N, K, h, w); for images of "
-                    f"shape (2, {', '.join(map(str, image_shape))}) {name} returned shapes {tuple(embedding.shape)} and "
+                    "encoder must return an embedding of shape (N, d) and features of shape (N, K, h, w); for images "
+                    f"of shape {(2, *image_shape)} {name} returned shapes {tuple(embedding.shape)} and "
                     f"{tuple(features.shape)}."
                 )
             layers = read_layers(encoder, torch.zeros(2, *image_shape))

@@ -3,7 +3,6 @@
 import warnings
 from dataclasses import dataclass
 from math import isqrt, prod
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -112,7 +111,7 @@ def check_images(
 
 def check_image_shape(image_shape: Any) -> ImageShape:
     """Check the parameter `image_shape`: three positive integers."""
-    if len(image_shape) != 3 or not all(isinstance(side, Integral) and side > 0 for side in image_shape):
+    if len(image_shape) != 3 or not all(isinstance(side, int | np.integer) and side > 0 for side in image_shape):
         raise ValueError(
             f"image_shape must be three positive integers (channels, height, width) or None, got {image_shape!r}."
         )
@@ -122,6 +121,8 @@ def check_image_shape(image_shape: Any) -> ImageShape:
 
 def _as_array(X: Any, name: str) -> Any:
     """Refuse what is no array of numbers; leave DataFrames and the like for scikit-learn's validation."""
+    if sparse.issparse(X) or hasattr(X, "columns"):
+        return X
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu()
         return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
@@ -131,17 +132,15 @@ def _as_array(X: Any, name: str) -> Any:
         raise TypeError(f"{name} does not support masked arrays; fill the masked values first, with X.filled().")
     if isinstance(X, list | tuple):
         X = _stack(X)
-    elif not isinstance(X, np.ndarray) and not hasattr(X, "columns") and not sparse.issparse(X):
+    elif not isinstance(X, np.ndarray):
         X = np.asarray(X)
-    dtype = getattr(X, "dtype", None)
-    kind = getattr(dtype, "kind", "f")
-    if kind in "US":
+    if X.dtype.kind in "US":
         raise ValueError(
             "dtype='numeric' is not compatible with arrays of bytes/strings. "
             "Convert your data to numeric values explicitly instead."
         )
-    if kind in "mMV":
-        raise TypeError(f"{name} expects numbers, got an array of dtype {dtype}.")
+    if X.dtype.kind in "mMV":
+        raise TypeError(f"{name} expects numbers, got an array of dtype {X.dtype}.")
     return X
 
 

@@ -1,6 +1,6 @@
 """The model that is trained: an encoder, its critics and its prior discriminator, and their loss terms."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class InfoMaxModel(nn.Module):
         self.prior = prior
         self.objective = objective
         self.negatives = negatives
+
+    @property
+    def discriminators(self) -> dict[str, nn.Module]:
+        """The critics and the prior discriminator, by the name of their term."""
+        return dict(self.critics.items()) | ({} if self.prior is None else {"prior": self.prior})
 
     def forward(self, images: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the mutual-information terms of a batch.
@@ -116,13 +121,13 @@ def build_model(
     feature_shape: ImageShape,
     n_components: int,
     *,
-    weights: Mapping[str, float],
+    terms: Collection[str],
     discriminator: str,
     mi_units: int,
     mi_estimator: str,
     negatives: str,
 ) -> InfoMaxModel:
-    """Put new discriminators around an encoder; a weight of 0 builds none.
+    """Put new discriminators around an encoder.
 
     Parameters
     ----------
@@ -132,8 +137,8 @@ def build_model(
         Channels, height and width of its local features.
     n_components : int
         Width of its embedding.
-    weights : mapping of str to float
-        Weights of "local", "global" and "prior".
+    terms : collection of str
+        Which of "local", "global" and "prior" to build.
     discriminator, mi_units, mi_estimator, negatives
         As in `DIMTransformer`.
 
@@ -145,9 +150,9 @@ def build_model(
     critics = {
         name: CRITICS[name][discriminator](feature_shape, n_components, mi_units)
         for name in ("local", "global")
-        if weights[name]
+        if name in terms
     }
-    prior = PriorDiscriminator(n_components) if weights["prior"] else None
+    prior = PriorDiscriminator(n_components) if "prior" in terms else None
     return InfoMaxModel(encoder, critics, prior, OBJECTIVES[mi_estimator], negatives)
 
 

@@ -33,15 +33,15 @@ def private_rng(seed: int, device: torch.device) -> Iterator[None]:
 class WeightedSum(torch.nn.Module):
     """The criterion: the weighted sum of the named loss terms.
 
-    Parameters
+    Attributes
     ----------
     weights : dict of str to float
         Weight of each term.
     """
 
-    def __init__(self, weights: dict[str, float]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.weights = weights
+        self.weights: dict[str, float] = {}
 
     def forward(self, terms: dict[str, Tensor]) -> Tensor:
         return sum((self.weights[name] * term for name, term in terms.items()), torch.zeros(()))
@@ -58,8 +58,6 @@ class DIMNet(NeuralNet):
     ----------
     module : InfoMaxModel
         The model, on the training device.
-    weights : dict of str to float
-        Weight of each term of the loss.
     autocast_dtype : torch.dtype or None
         Precision of the forward pass; None is float32.
     generator : torch.Generator
@@ -72,17 +70,15 @@ class DIMNet(NeuralNet):
         self,
         module: InfoMaxModel,
         *,
-        weights: dict[str, float],
         autocast_dtype: torch.dtype | None,
         generator: torch.Generator,
         **kwargs: Any,
     ) -> None:
-        self.weights = weights
         self.autocast_dtype = autocast_dtype
         self.generator = generator
         super().__init__(
             module,
-            criterion=WeightedSum(weights),
+            criterion=WeightedSum,
             optimizer=torch.optim.Adam,
             train_split=None,
             verbose=0,

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skdim.batches import Batches, Standardizer
-from skdim.devices import available_device, limited_threads, resolve_device, resolve_precision
+from skdim.devices import available_device, limited_threads, place, resolve_device, resolve_precision
 from skdim.encoders import ENCODERS, make_encoder, read_layers
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
 from skdim.model import build_model
@@ -28,7 +28,7 @@ from skdim.persistence import to_arrays, with_arrays
 TRANSFORM_BATCH = 64
 
 # Lives only in the process that trained; the rest of the estimator is pickled.
-_TRAINING_STATE = ("discriminators_", "net_", "_built_with")
+_TRAINING_STATE = ("discriminators_", "net_", "_built_for")
 
 
 class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -166,6 +166,12 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     >>> DIMTransformer(n_components=16, max_epochs=2, random_state=0).fit_transform(X).shape
     (1797, 16)
     """
+
+    encoder_: nn.Module
+    net_: DIMNet
+    history_: list[dict[str, float]]
+    _layer_shapes: dict[str, Any]
+    _built_for: tuple[Any, ...]
 
     _parameter_constraints: dict[str, list[Any]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
@@ -350,18 +356,15 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if not any(weights.values()):
             raise ValueError("local_weight, global_weight and prior_weight are all 0: there is nothing to train for.")
         device = resolve_device(self.device)
+        if go_on:
+            self._check_same_encoder()
         images = self._check_images(X, reset=not go_on)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         with limited_threads(images.shape, device):
             if not go_on:
-                with private_rng(seed, device):
-                    self.encoder_, self._layer_shapes = make_encoder(self.encoder, images.shape, self.n_components)
-                self._check_output_layer()
-                self.image_shape_ = images.shape
-                self.mean_, self.std_ = channel_statistics(images)
-                self._trained_on_uint8 = images.array.dtype == np.uint8
-                self.history_: list[dict[str, float]] = []
-            self._make_net(seed, device, weights, keep=go_on)
+                self._start(images, seed)
+            self._make_net(weights, device, seed, keep=go_on)
+            self.net_.criterion_.weights = weights
             batches = Batches(images, Standardizer(self.mean_, self.std_, device), self.batch_size, self.net_.generator)
             # The user's modules may draw from torch's global generators, in dropout say; ours never do.
             with nullcontext() if isinstance(self.encoder, str) else private_rng(seed + 1, device):
@@ -371,18 +374,23 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.n_iter_ = len(self.history_)
         self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
 
-    def _make_net(self, seed: int, device: torch.device, weights: dict[str, float], *, keep: bool) -> None:
+    def _start(self, images: Images, seed: int) -> None:
+        """Set everything that a fit sets and going on keeps."""
+        with private_rng(seed, torch.device("cpu")):
+            self.encoder_, self._layer_shapes = make_encoder(self.encoder, images.shape, self.n_components)
+        self._check_output_layer()
+        self._encoder_spec = self.encoder
+        self.image_shape_ = images.shape
+        self.mean_, self.std_ = channel_statistics(images)
+        self._trained_on_uint8 = images.array.dtype == np.uint8
+        self.history_ = []
+
+    def _make_net(self, weights: dict[str, float], device: torch.device, seed: int, *, keep: bool) -> None:
         """Build discriminators, optimizers and net around the encoder; `keep` those there are, if they still serve."""
-        built_with = (
-            weights,
-            self.discriminator,
-            self.mi_units,
-            self.mi_estimator,
-            self.negatives,
-            self.precision,
-            device,
-        )
-        if keep and hasattr(self, "net_") and self._built_with == built_with:
+        terms = [name for name, weight in weights.items() if weight]
+        objective = (self.discriminator, self.mi_units, self.mi_estimator, self.negatives)
+        built_for = (terms, objective, self.precision, device)
+        if keep and hasattr(self, "net_") and built_for == self._built_for and device == self.device_:
             return
         if keep:
             warnings.warn(
@@ -391,27 +399,36 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 UserWarning,
                 stacklevel=4,
             )
-        with private_rng(seed, device):
+        with private_rng(seed, torch.device("cpu")):
             model = build_model(
                 self.encoder_,
                 self._layer_shapes["local"],
                 self.n_components,
-                weights=weights,
+                terms=terms,
                 discriminator=self.discriminator,
                 mi_units=self.mi_units,
                 mi_estimator=self.mi_estimator,
                 negatives=self.negatives,
             )
-        model.to(device=device, memory_format=torch.channels_last)
+        place(model, device)
         self.net_ = DIMNet(
             model,
-            weights=weights,
             autocast_dtype=resolve_precision(self.precision, device),
             generator=torch.Generator(device).manual_seed(seed),
         ).initialize()
-        self.discriminators_ = dict(model.critics.items()) | ({"prior": model.prior} if model.prior is not None else {})
+        self.discriminators_ = model.discriminators
         self.device_ = device
-        self._built_with = built_with
+        self._built_for = built_for
+
+    def _check_same_encoder(self) -> None:
+        width = self._layer_shapes["embedding"][0]
+        if self.n_components != width or (
+            self.encoder is not self._encoder_spec and self.encoder != self._encoder_spec
+        ):
+            raise ValueError(
+                f"Training cannot go on: the fitted encoder is {self._encoder_spec!r} with n_components={width}, but "
+                f"the parameters now are encoder={self.encoder!r} and n_components={self.n_components}."
+            )
 
     def _check_images(self, X: Any, *, reset: bool) -> Images:
         shape = self.image_shape if reset else self.image_shape_
@@ -422,8 +439,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _check_output_layer(self) -> None:
         if self.output_layer not in self._layer_shapes:
             raise ValueError(
-                f"output_layer={self.output_layer!r} is not a layer of the encoder {type(self.encoder_).__name__}, which "
-                f"has {sorted(set(self._layer_shapes) - {'local'})}."
+                f"output_layer={self.output_layer!r} is not a layer of the encoder {type(self.encoder_).__name__}, "
+                f"which has {sorted(set(self._layer_shapes) - {'local'})}."
             )
 
     def _warn_of_other_scale(self, images: Images) -> None:
@@ -467,12 +484,11 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if hasattr(self, "encoder_"):
-            arrays, device = self.encoder_, available_device(self.device_)
+        if "encoder_" in state:
             with private_rng(0, torch.device("cpu")):
-                encoder, _ = make_encoder(self.encoder, self.image_shape_, self.n_components)
-            self.encoder_ = with_arrays(encoder, arrays).to(device=device, memory_format=torch.channels_last)
-            self.device_ = device
+                encoder, _ = make_encoder(self._encoder_spec, self.image_shape_, self._layer_shapes["embedding"][0])
+            self.device_ = available_device(state["device_"])
+            self.encoder_ = place(with_arrays(encoder, state["encoder_"]), self.device_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
