@@ -42,10 +42,13 @@ class Images:
         return len(self.array)
 
     def take(self, rows: Any) -> torch.Tensor:
-        """Copy some images into a new tensor of shape (len(rows), C, H, W) and the dtype of `array`."""
-        # Plain torch indexing would warn about read-only arrays and needs the whole array as a tensor.
-        batch = torch.from_numpy(np.ascontiguousarray(self.array[rows]))
-        return batch.permute(0, 3, 1, 2) if self.channels_last else batch
+        """Read some images into a tensor of shape (len(rows), C, H, W) and the dtype of `array`."""
+        batch = self.array[rows]
+        # torch knows no read-only tensors and no negative strides.
+        if not (batch.flags.writeable and batch.flags.c_contiguous):
+            batch = batch.copy(order="C")
+        images = torch.from_numpy(batch)
+        return images.permute(0, 3, 1, 2) if self.channels_last else images
 
 
 def check_images(
@@ -146,14 +149,17 @@ def _as_array(X: Any, name: str) -> Any:
 
 def _stack(rows: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
     """Make one array of a list of images or rows, or say which one differs."""
-    first = np.shape(rows[0]) if len(rows) and hasattr(rows[0], "__array__") else None
-    if first is not None:
-        for i, row in enumerate(rows):
-            if np.shape(row) != first:
-                raise ValueError(
-                    f"All images must have the same shape: image 0 has shape {first}, image {i} has {np.shape(row)}."
-                )
-    return np.asarray(rows)
+    try:
+        return np.asarray(rows)
+    except ValueError as error:
+        shapes = [np.shape(row) for row in rows]
+        other = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+        if other is None:
+            raise
+        raise ValueError(
+            f"All images must have the same shape: image 0 has shape {shapes[0]}, image {other} has shape "
+            f"{shapes[other]}."
+        ) from error
 
 
 def _validate(estimator: BaseEstimator, X: Any, reset: bool) -> NDArray[Any]:

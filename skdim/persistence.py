@@ -23,7 +23,7 @@ def to_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
     dict
         Name to ndarray.
     """
-    return {name: np.array(tensor.detach().cpu()) for name, tensor in module.state_dict().items()}
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
 
 
 def with_arrays(module: nn.Module, arrays: dict[str, NDArray[Any]]) -> nn.Module:

@@ -1,0 +1,24 @@
+import os
+
+# scikit-learn skips its array API check without this; it is read when SciPy is first imported.
+os.environ.setdefault("SCIPY_ARRAY_API", "1")
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+
+@pytest.fixture(scope="session")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return X[:300], y[:300]
+
+
+@pytest.fixture(scope="session")
+def colour_images():
+    """Images (n, 3, 12, 10), uint8, whose colour tells their class."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 60)
+    X = rng.integers(0, 100, (60, 3, 12, 10), dtype=np.uint8)
+    X[np.arange(60), y] += 100
+    return X, y

@@ -1,0 +1,312 @@
+import pickle
+import re
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from sklearn.exceptions import NotFittedError
+from torch import nn
+
+from skdim import DIMTransformer
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.random((10, 16))
+IMAGES = RNG.integers(0, 256, (10, 3, 8, 8), dtype=np.uint8)
+
+
+def with_value(value, dtype=np.float64):
+    X = ROWS.astype(dtype)
+    X[3, 4] = value
+    return X
+
+
+BAD_INPUTS = {
+    "scalar": (3.0, ValueError, "Expected 2D array, got scalar array instead"),
+    "none": (None, ValueError, "Expected 2D array, got scalar array instead"),
+    "one dimension": (ROWS[0], ValueError, "Reshape your data"),
+    "five dimensions": (ROWS.reshape(10, 1, 4, 2, 2), ValueError, "Found array with dim 5, while dim <= 4 is required"),
+    "ambiguous cube": (np.zeros((10, 3, 3, 3)), ValueError, "layout of X with shape (10, 3, 3, 3) is ambiguous"),
+    "ambiguous sides": (np.zeros((10, 3, 32, 3)), ValueError, "is ambiguous: set data_format to 'channels_first'"),
+    "no samples": (np.empty((0, 12)), ValueError, "Found array with 0 sample(s) (shape=(0, 12)) while a minimum of"),
+    "no images": (IMAGES[:0], ValueError, "Found array with 0 sample(s)"),
+    "no features": (
+        np.empty((10, 0)),
+        ValueError,
+        "Found array with 0 feature(s) (shape=(10, 0)) while a minimum of 1",
+    ),
+    "no pixels": (np.empty((10, 3, 0, 2)), ValueError, "Found array with 0 feature(s) (shape=(10, 3, 0, 2))"),
+    "NaN": (with_value(np.nan), ValueError, "Input X contains NaN."),
+    "NaN in images": (np.where(IMAGES == 7, np.nan, IMAGES), ValueError, "Input X contains NaN."),
+    "infinity": (with_value(np.inf), ValueError, "Input X contains infinity or a value too large for dtype('float32')"),
+    "minus infinity": (with_value(-np.inf), ValueError, "Input X contains infinity"),
+    "beyond float32": (with_value(1e39), ValueError, "Input X contains infinity or a value too large"),
+    "beyond any float": (np.array([[10**400, 1], [1, 1]], dtype=object), ValueError, "too large for dtype('float32')"),
+    "complex": (ROWS + 1j, ValueError, "Complex data not supported"),
+    "digits as strings": (ROWS.astype(str), ValueError, "not compatible with arrays of bytes/strings"),
+    "words": (np.array([["a", "b"], ["c", "d"]]), ValueError, "not compatible with arrays of bytes/strings"),
+    "bytes": (ROWS.astype("S"), ValueError, "not compatible with arrays of bytes/strings"),
+    "dict objects": (np.array([[{}, 1], [1, 1]], dtype=object), TypeError, "must be a string or a real number"),
+    "None objects": (np.array([[None, 1], [1, 1]], dtype=object), ValueError, "Input X contains NaN"),
+    "ragged list": ([[1, 2], [1, 2, 3]], ValueError, "image 0 has shape (2,), image 1 has shape (3,)"),
+    "images of two sizes": ([IMAGES[0], IMAGES[0, :, :4]], ValueError, "image 1 has shape (3, 4, 8)"),
+    "list of dicts": ([{"a": 1}, {"a": 2}], TypeError, "must be a string or a real number, not 'dict'"),
+    "dates": (ROWS.astype("M8[D]"), TypeError, "expects numbers, got an array of dtype datetime64[D]"),
+    "structured": (np.zeros((10, 2), dtype=[("a", float)]), TypeError, "expects numbers"),
+    "masked": (np.ma.masked_less(ROWS, 0.5), TypeError, "does not support masked arrays"),
+    "matrix": (np.matrix(ROWS), TypeError, "np.matrix is not supported"),
+    "sparse matrix": (scipy.sparse.csr_matrix(ROWS), TypeError, "Sparse data was passed for X, but dense data is"),
+    "sparse array": (scipy.sparse.csr_array(ROWS), TypeError, "Sparse data was passed for X, but dense data is"),
+    "dict": ({"a": 1}, TypeError, "expects an array of images, got dict"),
+    "set": ({1, 2}, TypeError, "expects an array of images, got set"),
+    "generator": ((row for row in ROWS), TypeError, "expects an array of images, got generator"),
+    "string": ("images", TypeError, "expects an array of images, got str"),
+}
+ONE_ROW = {
+    "one row": (ROWS[:1], ValueError, "Found array with 1 sample(s) (shape=(1, 16)) while a minimum of 2"),
+    "one image": (IMAGES[:1], ValueError, "Found array with 1 sample(s)"),
+}
+
+
+def refuses(call, X, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        call(X)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(ROWS)
+
+
+def state(dim):
+    """Everything the estimator holds, as bytes."""
+    return pickle.dumps(dim), {name: id(value) for name, value in vars(dim).items()}
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize(("X", "error", "message"), (BAD_INPUTS | ONE_ROW).values(), ids=BAD_INPUTS | ONE_ROW)
+def test_fit_refuses_and_changes_nothing(X, error, message, method):
+    dim = DIMTransformer(n_components=4, random_state=0)
+    before = dict(vars(dim))
+    refuses(getattr(dim, method), X, error, message)
+    assert vars(dim) == before
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "transform"])
+@pytest.mark.parametrize(("X", "error", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS)
+def test_a_fitted_estimator_refuses_and_changes_nothing(fitted, X, error, message, method):
+    before = state(fitted)
+    if method == "fit":
+        refuses(fitted.fit, X, error, message)
+    else:
+        # Input of another shape may meet the message about shapes first.
+        with pytest.raises((TypeError, ValueError)):
+            getattr(fitted, method)(X)
+    assert state(fitted) == before
+
+
+def test_rows_of_another_width(fitted):
+    refuses(fitted.transform, ROWS[:, :5], ValueError, "X has 5 features, but DIMTransformer is expecting 16 features")
+    refuses(
+        fitted.partial_fit, ROWS[:, :5], ValueError, "X has 5 features, but DIMTransformer is expecting 16 features"
+    )
+
+
+def test_images_of_another_shape():
+    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(IMAGES)
+    refuses(dim.transform, IMAGES[:, :, :4], ValueError, "is expecting images of shape (3, 8, 8)")
+    refuses(dim.transform, IMAGES[:, :1], ValueError, "is expecting images of shape (3, 8, 8)")
+    refuses(dim.transform, IMAGES[:, 0], ValueError, "has images of shape (1, 8, 8)")
+
+
+def test_rows_that_do_not_make_images():
+    dim = DIMTransformer(image_shape=(3, 32, 32))
+    refuses(dim.fit, RNG.random((4, 3070)), ValueError, "cannot reshape 3070 features to image_shape=(3, 32, 32)")
+
+
+def test_rows_that_look_like_colour_images_are_warned_about():
+    dim = DIMTransformer(n_components=2, max_epochs=0)
+    with pytest.warns(UserWarning, match=re.escape("Set image_shape=(3, 8, 8)")):
+        dim.fit(RNG.random((4, 192)))
+    assert dim.image_shape_ == (1, 1, 192)
+
+
+def test_not_fitted():
+    message = "This DIMTransformer instance is not fitted yet. Call 'fit' with appropriate arguments before using"
+    refuses(DIMTransformer().transform, ROWS, NotFittedError, message)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("n_components", 0),
+        ("n_components", 1.5),
+        ("data_format", "NCHW"),
+        ("encoder", "vgg"),
+        ("local_weight", -1),
+        ("global_weight", np.nan),
+        ("prior_weight", "0.1"),
+        ("mi_estimator", "mine"),
+        ("discriminator", "bilinear"),
+        ("mi_units", 0),
+        ("negatives", "all"),
+        ("output_layer", "conv"),
+        ("max_epochs", -1),
+        ("batch_size", 1),
+        ("batch_size", 1.5),
+        ("batch_size", "a"),
+        ("lr", 0),
+        ("lr", -1e-3),
+        ("lr", np.nan),
+        ("lr", np.inf),
+        ("lr_schedule", "cosine"),
+        ("device", 0),
+        ("precision", "float16"),
+        ("warm_start", 2),
+        ("random_state", "abc"),
+        ("random_state", -1),
+        ("image_shape", (3, 32)),
+        ("image_shape", (3, 0, 32)),
+        ("image_shape", (1.0, 4.0, 4.0)),
+        ("image_shape", 4),
+    ],
+)
+def test_bad_parameters_are_named_at_fit_and_nowhere_else(parameter, value):
+    dim = DIMTransformer().set_params(**{parameter: value})
+    before = dict(vars(dim))
+    with pytest.raises(ValueError, match=f"{parameter}|Seed must be") as caught:
+        dim.fit(ROWS)
+    assert repr(value) in str(caught.value) or value == -1
+    assert vars(dim) == before
+
+
+def test_all_weights_zero():
+    dim = DIMTransformer(local_weight=0, global_weight=0, prior_weight=0)
+    refuses(dim.fit, ROWS, ValueError, "local_weight, global_weight and prior_weight are all 0")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none():
+    refuses(
+        DIMTransformer(device="cuda").fit, ROWS, ValueError, "device='cuda' was asked for, but CUDA is not available"
+    )
+
+
+def test_unknown_device():
+    refuses(DIMTransformer(device="tpu").fit, ROWS, ValueError, "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got")
+
+
+class Wrong(nn.Module):
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.linear = nn.Linear(16, n_components)
+
+
+class ReturnsOne(Wrong):
+    def forward(self, images):
+        return self.linear(images.flatten(1))
+
+
+class ReturnsFlatFeatures(Wrong):
+    def forward(self, images):
+        return self.linear(images.flatten(1)), images.flatten(1)
+
+
+class TakesTwelve(Wrong):
+    def forward(self, images):
+        return self.linear(images.flatten(1)[:, :12]), images
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (ReturnsOne, "encoder must return (embedding, features), two tensors; ReturnsOne returned Tensor"),
+        (ReturnsFlatFeatures, "returned shapes (2, 64) and (2, 16)"),
+        (TakesTwelve, "encoder TakesTwelve cannot take images of shape (1, 4, 4)"),
+        (dict, "encoder must be a subclass of torch.nn.Module"),
+    ],
+)
+def test_wrong_encoders(encoder, message):
+    refuses(DIMTransformer(encoder=encoder).fit, ROWS, ValueError, message)
+
+
+def test_an_encoder_of_another_width():
+    encoder = TakesTwelve((1, 4, 4), 32)
+    encoder.forward = lambda images: (encoder.linear(images.flatten(1)), images)
+    refuses(DIMTransformer(encoder=encoder).fit, ROWS, ValueError, "width 32, but n_components=64")
+
+
+GOOD_INPUTS = {
+    "bool": ROWS > 0.5,
+    "float16": np.full((10, 16), 60000, dtype=np.float16) * ROWS.round().astype(np.float16),
+    "int8": (ROWS * 100 - 50).astype(np.int8),
+    "uint16": (ROWS * 60000).astype(np.uint16),
+    "longdouble": ROWS.astype(np.longdouble),
+    "big endian": ROWS.astype(">f4"),
+    "objects": ROWS.astype(object),
+    "denormal": ROWS * 1e-42,
+    "huge": ROWS * 1e30,
+    "largest": ROWS * np.finfo(np.float32).max * 2 - np.finfo(np.float32).max,
+    "identical rows": np.tile(ROWS[:1], (10, 1)),
+    "two rows": ROWS[:2],
+    "list": ROWS.tolist(),
+    "list of rows": list(ROWS),
+    "tensor": torch.from_numpy(ROWS),
+    "tensor with gradient": torch.from_numpy(ROWS).requires_grad_(),
+    "bfloat16 tensor": torch.from_numpy(ROWS).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("X", GOOD_INPUTS.values(), ids=GOOD_INPUTS)
+def test_unusual_but_sound_input_gives_finite_embeddings(X):
+    Z = DIMTransformer(n_components=4, max_epochs=2, random_state=0).fit(X).transform(X)
+    assert Z.dtype == np.float32
+    assert Z.shape == (len(X), 4)
+    assert np.isfinite(Z).all()
+
+
+def test_constant_images_are_warned_about_and_finite():
+    dim = DIMTransformer(n_components=4, max_epochs=2, random_state=0)
+    with pytest.warns(UserWarning, match="All images are constant"):
+        Z = dim.fit_transform(np.full((10, 16), 7.0))
+    assert np.isfinite(Z).all()
+
+
+def read_only(X):
+    X = X.copy()
+    X.flags.writeable = False
+    return X
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        np.asfortranarray,
+        read_only,
+        lambda X: np.repeat(X, 2, axis=0)[::2],
+        lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
+        lambda X: X.astype(X.dtype.newbyteorder()),
+    ],
+    ids=["fortran", "read-only", "strided", "negative strides", "byte order"],
+)
+@pytest.mark.parametrize("X", [ROWS, IMAGES], ids=["rows", "images"])
+def test_memory_layout_does_not_matter(X, same, recwarn):
+    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0)
+    expected = dim.fit_transform(X)
+    before = X.copy()
+    assert np.array_equal(dim.fit_transform(same(X)), expected)
+    assert np.array_equal(X, before)
+    assert not [w for w in recwarn if "writable" in str(w.message)]
+
+
+def test_uint8_and_the_same_images_scaled_to_one_agree():
+    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0)
+    scaled = IMAGES.astype(np.float32) / 255
+    np.testing.assert_allclose(dim.fit(IMAGES).transform(scaled), dim.transform(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("trained", "now"), [(np.uint8, np.float32), (np.float32, np.uint8)])
+def test_another_range_than_in_fit_is_warned_about(trained, now):
+    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(IMAGES.astype(trained))
+    with pytest.warns(UserWarning, match="of another range"):
+        dim.transform(IMAGES.astype(now))

@@ -1,0 +1,383 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import skdim.model
+from skdim.discriminators import (
+    Critic,
+    GlobalConcatCritic,
+    GlobalDotCritic,
+    LocalConcatCritic,
+    LocalDotCritic,
+    PriorDiscriminator,
+)
+from skdim.encoders import DCGANEncoder
+from skdim.model import InfoMaxModel, build_model, contrast
+from skdim.objectives import OBJECTIVES, Objective
+
+CRITICS = {
+    "local-dot": LocalDotCritic,
+    "local-concat": LocalConcatCritic,
+    "global-dot": GlobalDotCritic,
+    "global-concat": GlobalConcatCritic,
+}
+NEGATIVES = ["batch", "roll", "shuffle"]
+FEATURE_SHAPE, N_COMPONENTS, N_UNITS = (3, 3, 2), 4, 5
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class PairCritic(Critic):
+    """Scores a pair by the identity of image, location and embedding alone."""
+
+    is_local = True
+    pairs_cost_units = False
+
+    def encode(self, features, embedding):
+        return features.flatten(2).transpose(1, 2), embedding
+
+    def pair(self, maps, vectors):
+        raise NotImplementedError
+
+    def score(self, maps, vectors):
+        return self.pair(maps[..., 0], vectors)
+
+    def score_all(self, maps, vectors):
+        return self.pair(maps[None, ..., 0], vectors[:, None])
+
+
+class CodeCritic(PairCritic):
+    def pair(self, maps, vectors):
+        return 1000 * vectors + maps
+
+
+class OwnImageCritic(PairCritic):
+    def pair(self, maps, vectors):
+        return torch.where((maps // 10).long() == vectors.long(), 1e4, 0.0)
+
+
+def identities(n_images, n_locations):
+    """Features that say 10 * image + location and embeddings that say image."""
+    images = torch.arange(n_images, dtype=torch.float32)
+    locations = torch.arange(n_locations, dtype=torch.float32)
+    return (10 * images[:, None] + locations)[:, None, None, :], images[:, None]
+
+
+def drawn_pairs(n_images, n_locations, negatives, generator):
+    """(embedding, image, location) of each positive and of each negative, row by row."""
+    seen = {"positive": [], "negative": [], "count": []}
+
+    def reduce(scores, count):
+        seen["negative"] += scores.tolist()
+        seen["count"] += [count] * len(scores)
+        return scores[:, 0]
+
+    def loss(scores, reduced):
+        seen["positive"] += scores.tolist()
+        return scores.sum()
+
+    contrast(CodeCritic(), Objective(reduce, loss), *identities(n_images, n_locations), negatives, generator)
+
+    def decode(rows):
+        codes = [[int(code) for code in row if code != -math.inf] for row in rows]
+        return [[(code // 1000, code % 1000 // 10, code % 10) for code in row] for row in codes]
+
+    positive, negative = decode(seen["positive"]), decode(seen["negative"])
+    assert seen["count"] == [len(row) for row in negative]
+    return positive, negative
+
+
+def drawn_permutation(n_images, generator):
+    """Image whose locations are the negatives of each embedding."""
+    _, negative = drawn_pairs(n_images, 1, "shuffle", generator)
+    return [image for ((_, image, _),) in negative]
+
+
+def images_of_negatives(n_images, negatives, seed=0):
+    if negatives == "batch":
+        return [[j for j in range(n_images) if j != i] for i in range(n_images)]
+    if negatives == "roll":
+        return [[(i + 1) % n_images] for i in range(n_images)]
+    return [[j] for j in drawn_permutation(n_images, seeded(seed))]
+
+
+def score_of_pair(critic, location, vector):
+    if isinstance(critic, LocalDotCritic | GlobalDotCritic):
+        return (location * vector).sum() / math.sqrt(len(vector))
+    _, second, _, third = critic.tail
+    hidden = torch.relu(location + vector)
+    hidden = torch.relu(second.weight @ hidden + second.bias)
+    return third.weight[0] @ hidden + third.bias[0]
+
+
+def loss_by_loops(critic, objective, features, embedding, others):
+    maps, vectors = critic.encode(features, embedding)
+    n_images, n_locations, _ = maps.shape
+    positive = [
+        [score_of_pair(critic, maps[i, location], vectors[i]) for location in range(n_locations)]
+        for i in range(n_images)
+    ]
+    negative = [
+        [score_of_pair(critic, maps[j, location], vectors[i]) for j in others[i] for location in range(n_locations)]
+        for i in range(n_images)
+    ]
+    all_positive = [score for row in positive for score in row]
+    all_negative = [score for row in negative for score in row]
+    if objective == "jsd":
+        return sum(torch.log(1 + torch.exp(-score)) for score in all_positive) / len(all_positive) + sum(
+            torch.log(1 + torch.exp(score)) for score in all_negative
+        ) / len(all_negative)
+    if objective == "dv":
+        mean_exp = sum(torch.exp(score) for score in all_negative) / len(all_negative)
+        return torch.log(mean_exp) - sum(all_positive) / len(all_positive)
+    terms = []
+    for own, row in zip(positive, negative, strict=True):
+        sum_exp = sum(torch.exp(score) for score in row)
+        terms += [-torch.log(torch.exp(score) / (torch.exp(score) + sum_exp)) for score in own]
+    return sum(terms) / len(terms)
+
+
+def make_batch(critic_name, n_images, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    critic = CRITICS[critic_name](FEATURE_SHAPE, N_COMPONENTS, N_UNITS).to(dtype)
+    rng = np.random.default_rng(seed)
+    features = torch.tensor(rng.standard_normal((n_images, *FEATURE_SHAPE)), dtype=dtype, requires_grad=True)
+    embedding = torch.tensor(rng.standard_normal((n_images, N_COMPONENTS)), dtype=dtype, requires_grad=True)
+    return critic, features, embedding
+
+
+def gradients(loss, critic, features, embedding):
+    return torch.autograd.grad(loss.double(), [features, embedding, *critic.parameters()])
+
+
+@pytest.mark.parametrize("n_images", [2, 4])
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("critic_name", CRITICS)
+def test_contrast_equals_loops_over_images_and_pairs(critic_name, objective, negatives, n_images):
+    critic, features, embedding = make_batch(critic_name, n_images)
+    loss = contrast(critic, OBJECTIVES[objective], features, embedding, negatives, seeded())
+    expected = loss_by_loops(critic, objective, features, embedding, images_of_negatives(n_images, negatives))
+    assert loss.shape == ()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    values = gradients(loss, critic, features, embedding)
+    for value, wanted in zip(values, gradients(expected, critic, features, embedding), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-6)
+
+
+# Which pairs are negatives
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("n_images", range(2, 10))
+def test_each_embedding_keeps_its_row_and_meets_whole_images(n_images, negatives):
+    n_locations = 3
+    positive, negative = drawn_pairs(n_images, n_locations, negatives, seeded())
+    others = images_of_negatives(n_images, negatives)
+    for i in range(n_images):
+        assert positive[i] == [(i, i, location) for location in range(n_locations)]
+        assert sorted(negative[i]) == [(i, j, location) for j in others[i] for location in range(n_locations)]
+
+
+@pytest.mark.parametrize("n_images", range(2, 10))
+def test_shuffle_draws_permutations_without_fixed_points(n_images):
+    generator = seeded()
+    draws = [drawn_permutation(n_images, generator) for _ in range(60)]
+    for permutation in draws:
+        assert sorted(permutation) == list(range(n_images))
+        assert all(image != i for i, image in enumerate(permutation))
+    assert n_images == 2 or len({tuple(permutation) for permutation in draws}) > 1
+
+
+def test_shuffle_is_equally_likely_to_draw_each_other_image():
+    generator, n_images, n_draws = seeded(), 5, 1000
+    counts = np.zeros((n_images, n_images))
+    for _ in range(n_draws):
+        counts[range(n_images), drawn_permutation(n_images, generator)] += 1
+    expected = (1 - np.eye(n_images)) * n_draws / (n_images - 1)
+    # Five standard deviations of a binomial count.
+    assert np.abs(counts - expected).max() < 5 * math.sqrt(n_draws * 0.25 * 0.75)
+
+
+def test_shuffle_is_fixed_by_the_generator():
+    assert drawn_permutation(9, seeded(3)) == drawn_permutation(9, seeded(3))
+    assert len({tuple(drawn_permutation(9, seeded(seed))) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("n_images", [2, 3, 6])
+def test_own_image_never_stands_among_the_negatives(n_images, negatives, limit, monkeypatch):
+    if limit is not None:
+        monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", limit)
+    # Positives score 1e4 and negatives 0; a single own score among the negatives would show in each loss.
+    expected = {"infonce": 0.0, "jsd": math.log(2), "dv": -1e4}
+    for seed in range(5):
+        for name, value in expected.items():
+            loss = contrast(OwnImageCritic(), OBJECTIVES[name], *identities(n_images, 4), negatives, seeded(seed))
+            assert loss.item() == pytest.approx(value, abs=1e-6)
+
+
+# Chunks
+
+
+@pytest.mark.parametrize("limit", [1, 10, 100, 300])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("critic_name", CRITICS)
+def test_chunks_change_neither_loss_nor_gradients(critic_name, objective, limit, monkeypatch):
+    critic, features, embedding = make_batch(critic_name, n_images=5)
+    whole = contrast(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())
+    whole_gradients = gradients(whole, critic, features, embedding)
+    monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", limit)
+    chunked = contrast(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())
+    torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
+    chunked_gradients = gradients(chunked, critic, features, embedding)
+    for value, expected in zip(chunked_gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("critic_name", CRITICS)
+def test_chunks_work_without_gradients(critic_name, monkeypatch):
+    critic, features, embedding = make_batch(critic_name, n_images=5, dtype=torch.float32)
+    with torch.no_grad():
+        whole = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())
+        monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", 1)
+        chunked = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())
+    torch.testing.assert_close(chunked, whole)
+
+
+@pytest.mark.parametrize(("critic_name", "numbers_a_pair"), [("local-dot", 1), ("local-concat", N_UNITS)])
+def test_chunks_are_as_large_as_the_limit_allows_and_are_not_kept(critic_name, numbers_a_pair, monkeypatch):
+    critic, features, embedding = make_batch(critic_name, n_images=5)
+    elements_a_row = 5 * 6 * numbers_a_pair
+    monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", 2 * elements_a_row + 1)
+    rows = []
+    score_all = critic.score_all
+
+    def watched(maps, vectors):
+        rows.append(len(vectors))
+        return score_all(maps, vectors)
+
+    monkeypatch.setattr(critic, "score_all", watched)
+    loss = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())
+    assert rows == [2, 2, 1]
+    loss.backward()
+    assert sorted(rows) == [1, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_chunks_hold_the_same_pairs(negatives, monkeypatch):
+    whole = drawn_pairs(7, 3, negatives, seeded())
+    monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", 45)
+    assert drawn_pairs(7, 3, negatives, seeded()) == whole
+
+
+# The model
+
+
+def build(terms, **options):
+    options = {"discriminator": "dot", "mi_units": 8, "mi_estimator": "infonce", "negatives": "batch"} | options
+    torch.manual_seed(0)
+    encoder = DCGANEncoder((1, 16, 16), N_COMPONENTS)
+    return build_model(encoder, (64, 8, 8), N_COMPONENTS, terms=terms, **options)
+
+
+@pytest.mark.parametrize("discriminator", ["dot", "concat"])
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_model_returns_the_term_of_each_critic(discriminator, negatives):
+    model = build({"local", "global", "prior"}, discriminator=discriminator, negatives=negatives)
+    images = torch.tensor(np.random.default_rng(0).standard_normal((4, 1, 16, 16)), dtype=torch.float32)
+    terms, embedding = model(images, seeded())
+    expected_embedding, features = model.encoder(images)
+    torch.testing.assert_close(embedding, expected_embedding)
+    assert set(terms) == {"local", "global"}
+    generator = seeded()
+    for name, critic in model.critics.items():
+        expected = contrast(critic, OBJECTIVES["infonce"], features, embedding, negatives, generator)
+        torch.testing.assert_close(terms[name], expected)
+
+
+@pytest.mark.parametrize("left_out", ["local", "global", "prior"])
+def test_a_term_that_is_left_out_has_no_discriminator(left_out):
+    model = build({"local", "global", "prior"} - {left_out})
+    built = {*model.critics, *(["prior"] if model.prior is not None else [])}
+    assert built == {"local", "global", "prior"} - {left_out}
+
+
+class RecordingPrior(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.samples = []
+
+    def forward(self, samples):
+        self.samples.append(samples)
+        return 20 * (samples[:, 0] - 0.5)
+
+
+def prior_model(prior):
+    return InfoMaxModel(nn.Identity(), {}, prior, OBJECTIVES["jsd"], "batch")
+
+
+def test_prior_discriminator_sees_uniform_samples_and_squashed_embeddings():
+    prior = RecordingPrior()
+    embedding = torch.tensor(5 * np.random.default_rng(0).standard_normal((2000, 2)), dtype=torch.float32)
+    loss = prior_model(prior).prior_discriminator_loss(embedding, seeded())
+    real, fake = torch.cat(prior.samples).split(2000)
+    np.testing.assert_allclose(fake.numpy(), 1 / (1 + np.exp(-embedding.numpy())), rtol=1e-5)
+    assert real.min() >= 0
+    assert real.max() <= 1
+    assert real.mean().item() == pytest.approx(1 / 2, abs=0.02)
+    assert real.var().item() == pytest.approx(1 / 12, abs=0.005)
+    logits = [20 * (samples[:, 0].double().numpy() - 0.5) for samples in (real, fake)]
+    expected = np.log(1 + np.exp(-logits[0])).mean() + np.log(1 + np.exp(logits[1])).mean()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_prior_loss_is_minus_log_of_the_probability_of_real():
+    prior = RecordingPrior()
+    embedding = torch.tensor([[0.3, 1.0], [-2.0, 0.0], [4.0, -1.0]])
+    loss = prior_model(prior).prior_loss(embedding)
+    squashed = 1 / (1 + np.exp(-embedding[:, 0].double().numpy()))
+    probability = 1 / (1 + np.exp(-20 * (squashed - 0.5)))
+    assert loss.item() == pytest.approx(-np.log(probability).mean(), rel=1e-5)
+
+
+def test_prior_losses_at_chance():
+    prior = PriorDiscriminator(N_COMPONENTS)
+    for parameter in prior.parameters():
+        nn.init.zeros_(parameter)
+    model = prior_model(prior)
+    embedding = torch.randn(6, N_COMPONENTS, generator=seeded())
+    assert model.prior_discriminator_loss(embedding, seeded()).item() == pytest.approx(2 * math.log(2), rel=1e-6)
+    assert model.prior_loss(embedding).item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_prior_game_is_adversarial():
+    torch.manual_seed(0)
+    model = prior_model(PriorDiscriminator(N_COMPONENTS))
+    embedding = torch.randn(6, N_COMPONENTS, generator=seeded(), requires_grad=True)
+    discriminator_loss = model.prior_discriminator_loss(embedding, seeded())
+    gradient, *rest = torch.autograd.grad(discriminator_loss, [embedding, *model.parameters()], allow_unused=True)
+    assert gradient is None
+    assert any(value.abs().max() > 0 for value in rest)
+    (encoder_gradient,) = torch.autograd.grad(model.prior_loss(embedding), [embedding])
+    # Both losses are differences of the same logits, with opposite signs for the embeddings.
+    logits = model.prior(torch.sigmoid(embedding))
+    (logit_gradient,) = torch.autograd.grad(logits.sum(), [embedding])
+    assert (encoder_gradient * logit_gradient <= 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+def test_prior_losses_stay_finite_for_huge_embeddings(scale):
+    torch.manual_seed(0)
+    model = prior_model(PriorDiscriminator(N_COMPONENTS))
+    embedding = (scale * torch.randn(6, N_COMPONENTS, generator=seeded())).requires_grad_()
+    loss = model.prior_discriminator_loss(embedding, seeded()) + model.prior_loss(embedding)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(embedding.grad).all()

@@ -1,0 +1,349 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from torch import nn
+
+from skdim import DIMTransformer
+
+TERMS = ("local", "global", "prior")
+
+
+def small(**params):
+    return DIMTransformer(**{"n_components": 8, "max_epochs": 2, "random_state": 0} | params)
+
+
+@pytest.mark.parametrize("encoder", ["dcgan", "stride1"])
+@pytest.mark.parametrize("discriminator", ["dot", "concat"])
+@pytest.mark.parametrize("mi_estimator", ["infonce", "jsd", "dv"])
+@pytest.mark.parametrize("negatives", ["batch", "roll", "shuffle"])
+def test_every_combination_trains(digits, encoder, discriminator, mi_estimator, negatives):
+    dim = small(
+        encoder=encoder,
+        discriminator=discriminator,
+        mi_estimator=mi_estimator,
+        negatives=negatives,
+        prior_weight=0.1,
+        mi_units=16,
+        batch_size=16,
+        max_epochs=1,
+    )
+    Z = dim.fit(digits[0][:48]).transform(digits[0])
+    assert Z.shape == (300, 8)
+    assert np.isfinite(Z).all()
+
+
+# 8 x 8 images have 4 x 4 locations; each embedding meets those of 15 other images, or of one.
+@pytest.mark.parametrize(
+    ("mi_estimator", "discriminator", "negatives", "chance"),
+    [
+        ("infonce", "dot", "batch", np.log(1 + 15 * 16)),
+        ("infonce", "concat", "roll", np.log(1 + 16)),
+        ("jsd", "dot", "batch", 2 * np.log(2)),
+        ("jsd", "concat", "shuffle", 2 * np.log(2)),
+        ("dv", "dot", "batch", 0.0),
+        ("dv", "concat", "roll", 0.0),
+    ],
+)
+def test_training_brings_the_local_loss_below_chance(digits, mi_estimator, discriminator, negatives, chance):
+    dim = small(mi_estimator=mi_estimator, discriminator=discriminator, negatives=negatives, batch_size=16)
+    dim.set_params(max_epochs=6, global_weight=0, prior_weight=0).fit(digits[0][:256])
+    assert dim.history_[-1]["local"] < min(chance - 0.1, dim.history_[0]["local"])
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_weight_of_zero_builds_and_reports_nothing_of_its_term(digits, term):
+    dim = small(**{f"{name}_weight": float(name != term) for name in TERMS}).fit(digits[0])
+    others = {name for name in TERMS if name != term}
+    assert set(dim.discriminators_) == others
+    reported = set(dim.history_[0]) & {*TERMS, "prior_discriminator"}
+    assert reported == (others | {"prior_discriminator"} if term != "prior" else others)
+
+
+def test_history(digits):
+    dim = small(local_weight=2.0, global_weight=0.5, prior_weight=0.1, max_epochs=3).fit(digits[0])
+    assert dim.n_iter_ == len(dim.history_) == 3
+    for epoch in dim.history_:
+        total = 2 * epoch["local"] + 0.5 * epoch["global"] + 0.1 * epoch["prior"]
+        assert epoch["loss"] == pytest.approx(total, rel=1e-5)
+        assert epoch["images_per_second"] == pytest.approx(300 / epoch["seconds"])
+    assert dim.loss_curve_ == [epoch["loss"] for epoch in dim.history_]
+    assert len(dim.net_.history) == 3
+
+
+def test_the_prior_discriminator_is_an_adversary(digits):
+    # One that helped the encoder would see its own loss fall together with the encoder's.
+    dim = small(local_weight=0, global_weight=0, prior_weight=1.0, max_epochs=1).fit(digits[0])
+    model = dim.net_.module_
+    images = torch.randn(64, 1, 8, 8)
+    embedding, _ = model.encoder(images)
+    generator = torch.Generator().manual_seed(0)
+    weights = [*model.prior.parameters()]
+    to_tell_apart = torch.autograd.grad(
+        model.prior_discriminator_loss(embedding, generator), embedding, allow_unused=True
+    )
+    assert to_tell_apart == (None,)
+    fooling = torch.autograd.grad(model.prior_loss(embedding), embedding, retain_graph=True)[0]
+    step = embedding - 0.1 * fooling / fooling.norm()
+    generator.manual_seed(0)
+    before = model.prior_discriminator_loss(embedding, generator)
+    generator.manual_seed(0)
+    after = model.prior_discriminator_loss(step, generator)
+    assert after > before
+    assert all(weight.requires_grad for weight in weights)
+
+
+def test_untrained_encoder_is_the_start_of_training(digits):
+    untrained = small(max_epochs=0).fit(digits[0])
+    assert untrained.history_ == []
+    assert untrained.n_iter_ == 0
+    warm = clone(untrained).set_params(max_epochs=0, warm_start=True).fit(digits[0])
+    assert np.array_equal(untrained.transform(digits[0]), warm.transform(digits[0]))
+    assert not np.array_equal(untrained.transform(digits[0]), small().fit_transform(digits[0]))
+
+
+def test_same_random_state_same_bits_and_another_seed_others(digits):
+    X, _ = digits
+    first = small().fit_transform(X)
+    assert np.array_equal(first, small().fit_transform(X))
+    assert not np.array_equal(first, small(random_state=1).fit_transform(X))
+
+
+def test_global_generators_stay_untouched(digits):
+    def states():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+
+    before = states()
+    dim = small().fit(digits[0])
+    dim.transform(digits[0])
+    dim.partial_fit(digits[0])
+    assert states() == before
+
+
+def test_number_of_threads_is_given_back(digits):
+    before = torch.get_num_threads()
+    small().fit_transform(digits[0])
+    assert torch.get_num_threads() == before
+
+
+def test_transform_does_not_depend_on_the_batch(colour_images):
+    X, _ = colour_images
+    for encoder in ("dcgan", "stride1"):
+        dim = small(encoder=encoder, max_epochs=1).fit(X)
+        whole = dim.transform(np.concatenate([X, X, X]))
+        assert np.array_equal(whole[:60], whole[60:120])
+        assert np.array_equal(whole[:60], dim.transform(X))
+        assert np.array_equal(whole[:60], np.concatenate([dim.transform(X[i : i + 7]) for i in range(0, 60, 7)]))
+        assert np.array_equal(whole[:60][::-1], dim.transform(X[::-1]))
+
+
+def test_transform_leaves_nothing_in_memory_of_the_batch(digits):
+    dim = small().fit(digits[0])
+    before = {name: value.clone() for name, value in dim.encoder_.state_dict().items()}
+    dim.transform(digits[0])
+    assert not dim.encoder_.training
+    assert all(torch.equal(before[name], value) for name, value in dim.encoder_.state_dict().items())
+
+
+def test_output_layers(digits):
+    dim = small().fit(digits[0])
+    widths = {"embedding": 8, "hidden": 1024, "features": 128 * 2 * 2}
+    for layer, width in widths.items():
+        dim.set_params(output_layer=layer)
+        assert dim.transform(digits[0]).shape == (300, width)
+        assert len(dim.get_feature_names_out()) == width
+    with pytest.raises(ValueError, match="output_layer='hidden' is not a layer of the encoder Stride1Encoder"):
+        small(encoder="stride1", output_layer="hidden").fit(digits[0])
+
+
+def test_the_last_short_batch_loses_no_image_and_is_never_one(digits):
+    X, _ = digits
+    for n, batch_size in ((65, 64), (3, 2), (5, 2), (2, 128), (129, 64)):
+        dim = small(batch_size=batch_size, max_epochs=1).fit(X[:n])
+        assert np.isfinite(dim.transform(X)).all()
+        assert dim.history_[0]["images_per_second"] * dim.history_[0]["seconds"] == pytest.approx(n)
+
+
+def test_class_sorted_data_is_shuffled(digits):
+    X, _ = digits
+    order = np.argsort(digits[1], kind="stable")
+    assert np.isfinite(small(negatives="roll").fit_transform(X[order])).all()
+
+
+def test_warm_start_goes_on(digits):
+    X, _ = digits
+    dim = small(warm_start=True).fit(X)
+    losses = list(dim.loss_curve_)
+    net = dim.net_
+    dim.fit(X)
+    assert dim.net_ is net
+    assert dim.n_iter_ == 4
+    assert dim.loss_curve_[:2] == losses
+    assert dim.loss_curve_[2] < losses[0]
+    cold = small().fit(X)
+    assert cold.fit(X).n_iter_ == 2
+
+
+def test_partial_fit_adds_an_epoch_each_time(digits):
+    X, _ = digits
+    dim = small()
+    for n in (1, 2, 3):
+        dim.partial_fit(X[100 * (n - 1) : 100 * n])
+        assert dim.n_iter_ == n
+    assert dim.fit(X).n_iter_ == 2
+
+
+def test_going_on_takes_up_new_weights_and_learning_rate(digits):
+    X, _ = digits
+    dim = small(global_weight=0, prior_weight=0).fit(X)
+    net = dim.net_
+    dim.set_params(local_weight=3.0, lr=1e-5).partial_fit(X)
+    assert dim.net_ is net
+    assert dim.history_[-1]["loss"] == pytest.approx(3 * dim.history_[-1]["local"], rel=1e-5)
+    assert net.optimizer_.param_groups[0]["lr"] == 1e-5
+
+
+def test_going_on_with_other_discriminators_warns(digits):
+    X, _ = digits
+    dim = small(global_weight=0).fit(X).set_params(global_weight=0.5)
+    with pytest.warns(UserWarning, match="new discriminators and a new optimizer"):
+        dim.partial_fit(X)
+    assert "global" in dim.discriminators_
+
+
+@pytest.mark.parametrize("change", [{"n_components": 9}, {"encoder": "stride1"}])
+def test_going_on_with_another_encoder_is_refused(digits, change):
+    dim = small().fit(digits[0]).set_params(**change)
+    with pytest.raises(ValueError, match="Training cannot go on"):
+        dim.partial_fit(digits[0])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision(digits, precision):
+    X, _ = digits
+    dim = small(precision=precision).fit(X)
+    assert dim.transform(X).dtype == np.float32
+    assert all(weight.dtype == torch.float32 for weight in dim.encoder_.parameters())
+
+
+def test_bfloat16_is_really_used_and_differs_little(digits):
+    X, _ = digits
+    exact = small(precision="float32", lr_schedule="constant", max_epochs=1).fit(X)
+    rounded = clone(exact).set_params(precision="bfloat16").fit(X)
+    assert exact.loss_curve_ != rounded.loss_curve_
+    assert exact.loss_curve_[0] == pytest.approx(rounded.loss_curve_[0], rel=0.05)
+
+
+@pytest.mark.parametrize("lr_schedule", ["one_cycle", "constant"])
+@pytest.mark.parametrize("n_steps", [1, 2, 5])
+def test_learning_rate_schedule(digits, lr_schedule, n_steps):
+    rates = []
+
+    class Recorder(nn.Module):
+        def __init__(self, image_shape, n_components):
+            super().__init__()
+            self.conv = nn.Conv2d(1, n_components, 8)
+
+        def forward(self, images):
+            features = self.conv(images)
+            if self.training:
+                rates.append(dim_net()[0]["lr"])
+            return features.flatten(1), features
+
+    def dim_net():
+        return dim.net_.optimizer_.param_groups
+
+    dim = small(encoder=Recorder, lr_schedule=lr_schedule, lr=0.01, max_epochs=1, batch_size=20)
+    dim.fit(digits[0][: 20 * n_steps])
+    assert len(rates) == n_steps
+    if lr_schedule == "constant":
+        assert rates == [0.01] * n_steps
+    else:
+        assert max(rates) <= 0.01
+        assert n_steps == 1 or rates[-1] < max(rates)
+
+
+class OwnEncoder(nn.Module):
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 12, 3, stride=2, padding=1)
+        self.drop = nn.Dropout(0.2)
+        self.linear = nn.LazyLinear(n_components)
+
+    def forward(self, images):
+        features = torch.relu(self.conv(images))
+        return self.linear(self.drop(features.flatten(1))), features
+
+
+@pytest.mark.parametrize("as_instance", [False, True])
+def test_own_encoder(digits, as_instance):
+    X, _ = digits
+    encoder = OwnEncoder
+    if as_instance:
+        torch.manual_seed(0)
+        encoder = OwnEncoder((1, 8, 8), 8)
+        encoder(torch.zeros(2, 1, 8, 8))
+        weights = {name: value.clone() for name, value in encoder.state_dict().items()}
+    dim = small(encoder=encoder).fit(X)
+    assert isinstance(dim.encoder_, OwnEncoder)
+    assert np.array_equal(dim.transform(X), clone(dim).fit_transform(X))
+    assert dim.set_params(output_layer="features").transform(X).shape == (300, 12 * 4 * 4)
+    if as_instance:
+        assert dim.encoder_ is not encoder
+        assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in weights.items())
+
+
+def test_divergence_is_an_error_and_the_last_fit_survives(digits):
+    X, _ = digits
+    dim = small(prior_weight=0).fit(X)
+    expected = dim.transform(X)
+    broken = X.copy()
+    with pytest.raises(FloatingPointError, match=r"The loss term '\w+' is nan in epoch \d"):
+        dim.set_params(lr=1e30, mi_estimator="dv", lr_schedule="constant", max_epochs=5).fit(broken)
+    assert np.array_equal(dim.transform(X), expected)
+
+
+def test_keyboard_interrupt_propagates_and_the_last_fit_survives(digits, monkeypatch):
+    X, _ = digits
+    dim = small().fit(X)
+    expected = dim.transform(X)
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skdim.net.DIMNet.train_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        dim.fit(X)
+    assert np.array_equal(dim.transform(X), expected)
+
+
+def test_to_moves_the_encoder(digits):
+    dim = small().fit(digits[0])
+    expected = dim.transform(digits[0])
+    assert dim.to("cpu") is dim
+    assert np.array_equal(dim.transform(digits[0]), expected)
+    with pytest.raises(ValueError, match="device must be"):
+        dim.to("nowhere")
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_with_the_cpu(digits):
+    X, _ = digits
+    params = {"precision": "float32", "max_epochs": 0}
+    on_cuda = small(device="cuda", **params).fit(X)
+    assert on_cuda.device_.type == "cuda"
+    np.testing.assert_allclose(
+        on_cuda.transform(X), small(device="cpu", **params).fit_transform(X), rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(on_cuda.transform(X), on_cuda.to("cpu").transform(X), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_training_on_cuda(digits):
+    X, _ = digits
+    dim = small(device="auto", max_epochs=6).fit(X)
+    assert dim.device_.type == "cuda"
+    assert dim.loss_curve_[-1] < dim.loss_curve_[0]
+    assert np.array_equal(dim.transform(X), dim.transform(X))
