@@ -75,7 +75,7 @@ class DCGANEncoder(nn.Module):
 
     For 32 x 32 images this is the network of the paper's Table 1: convolutions 64, 128 (the local features, 8 x 8)
     and 256, each 4 x 4 with stride 2, batch norm and ReLU; linear 1024 with batch norm and ReLU; linear
-    `n_components`. Other sizes change the number of halvings, so that the last map is 4 to 7 pixels wide: 64 x 64
+    `n_components`. Other sizes change the number of halvings, so that the last map is 4 to 8 pixels wide: 64 x 64
     has four stages with the local features after the third, 28 x 28 two stages of 5 x 5 convolutions with the local
     features after the second, as in the paper. A side of one pixel is left alone, so that 1 x 1 x p signals train with
     a one-dimensional form of the same network.
@@ -145,8 +145,8 @@ class Stride1Encoder(nn.Module):
     Convolutions 64, 128 (the local features), 256 and 512, ReLU after each, batch norm after all but the first; a
     3 x 32 x 32 image gives an embedding of `n_components` and local features of 128 x 26 x 26. Sides of 2 to 12
     pixels are padded with zeros to 13, the least the four convolutions can take; a side of one pixel is left alone.
-    From 64 pixels on, the first convolutions get a stride of 2, one for each doubling beyond 32, so that map and
-    linear layer stay near the size they have for 32 x 32.
+    Along a side of 64 pixels or more the first convolutions get a stride of 2, one for each doubling beyond 32, so that
+    map and linear layer stay near the size they have for 32 x 32.
 
     Parameters
     ----------
@@ -165,11 +165,11 @@ class Stride1Encoder(nn.Module):
         (top, left) = (pad // 2 for pad in missing)
         pad = nn.ZeroPad2d((left, missing[1] - left, top, missing[0] - top)) if any(missing) else nn.Identity()
         size = [height + missing[0], width + missing[1]]
-        n_strided = max(0, floor(log2(max(size) / 32)))
+        n_strided = [floor(log2(side / 32)) for side in size]
         layers: list[nn.Module] = []
         for i, n_out in enumerate((64, 128, 256, 512)):
             kernel = [4 if side > 1 else 1 for side in size]
-            stride = [2 if side > 1 and i < n_strided else 1 for side in size]
+            stride = [2 if i < n else 1 for n in n_strided]
             layers.append(nn.Conv2d(channels, n_out, tuple(kernel), tuple(stride), bias=i == 0))  # type: ignore[arg-type]
             if i > 0:
                 layers.append(nn.BatchNorm2d(n_out))

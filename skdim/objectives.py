@@ -83,7 +83,7 @@ def infonce(positive: Tensor, negative: Tensor) -> Tensor:
     Parameters
     ----------
     positive : Tensor of shape (N, L)
-        Scores of each image's own L locations. Any floating dtype.
+        Scores of each image's own L locations, float32 or float64.
     negative : Tensor of shape (N, M)
         Scores against other images, own-image entries already excluded. An entry of ``-inf`` adds nothing.
 
@@ -107,7 +107,7 @@ def jsd(positive: Tensor, negative: Tensor) -> Tensor:
     Parameters
     ----------
     positive : Tensor of shape (N, L)
-        Scores of each image's own L locations. Any floating dtype.
+        Scores of each image's own L locations, float32 or float64.
     negative : Tensor of shape (N, M)
         Scores against other images, own-image entries already excluded.
 
@@ -130,7 +130,7 @@ def donsker_varadhan(positive: Tensor, negative: Tensor) -> Tensor:
     Parameters
     ----------
     positive : Tensor of shape (N, L)
-        Scores of each image's own L locations. Any floating dtype.
+        Scores of each image's own L locations, float32 or float64.
     negative : Tensor of shape (N, M)
         Scores against other images, own-image entries already excluded.
 
