@@ -11,7 +11,7 @@ from skdim.encoders import ImageShape
 
 __all__ = ["available_device", "limited_threads", "place", "resolve_device", "resolve_precision"]
 
-# Images of up to this many values train faster on one thread than on several, or as fast.
+# Images of up to this many values are computed on one thread. A second one would save less than a third of seconds.
 SMALL_IMAGE = 256
 
 
@@ -94,11 +94,10 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def limited_threads(shape: ImageShape, device: torch.device) -> Iterator[None]:
-    """Compute small images on one thread, where more would only wait for each other.
+    """Compute small images on one thread, where more bring little.
 
-    Sums are split over threads, so their last bits depend on the number of threads. That number is set by the size of
-    the images here, not by the machine: small images give the same bits in a search with many workers of one thread
-    each as in a single process.
+    Sums are split over threads, so their last bits depend on the number of threads. Small images so give the same bits
+    in a search with many workers of one thread each as in a single process with all threads.
 
     Parameters
     ----------

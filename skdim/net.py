@@ -1,5 +1,6 @@
 """The skorch net that trains the model: one loop, without a data loader or a device-host sync per batch."""
 
+import copy
 import threading
 import time
 from collections.abc import Iterator
@@ -137,6 +138,22 @@ class DIMNet(NeuralNet):
         self.fit_loop(batches, epochs=epochs)
         self.notify("on_train_end", X=batches, y=None)
         return self
+
+    @contextmanager
+    def rolled_back_on_error(self) -> Iterator[None]:
+        """Give the net back as it was, weights, optimizers, generator and history, if the block fails."""
+        optimizers = [getattr(self, name + "_") for name in self._optimizers]
+        parts = [self.module_, *optimizers]
+        states = copy.deepcopy([part.state_dict() for part in parts])
+        generator_state, n_epochs = self.generator.get_state(), len(self.history)
+        try:
+            yield
+        except BaseException:
+            for part, state in zip(parts, states, strict=True):
+                part.load_state_dict(state)
+            self.generator.set_state(generator_state)
+            del self.history[n_epochs:]
+            raise
 
     def epochs(self, last: int) -> list[dict[str, float]]:
         """Return what was recorded of the last epochs: each loss term, seconds and images a second."""

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from math import prod
 from numbers import Integral, Real
 from typing import Any, Self
@@ -290,7 +290,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         ValueError
             If a parameter or the images are unfit. The estimator is then as it was.
         FloatingPointError
-            If training diverges.
+            If training diverges. The estimator is then as it was.
         """
         with self._unchanged_on_error():
             self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
@@ -366,8 +366,12 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             self._make_net(weights, device, seed, keep=go_on)
             self.net_.criterion_.weights = weights
             batches = Batches(images, Standardizer(self.mean_, self.std_, device), self.batch_size, self.net_.generator)
-            # The user's modules may draw from torch's global generators, in dropout say; ours never do.
-            with nullcontext() if isinstance(self.encoder, str) else private_rng(seed + 1, device):
+            with ExitStack() as stack:
+                if go_on:
+                    stack.enter_context(self.net_.rolled_back_on_error())
+                if not isinstance(self.encoder, str):
+                    # The user's modules may draw from torch's global generators, in dropout say; ours never do.
+                    stack.enter_context(private_rng(seed + 1, device))
                 self.net_.train(batches, epochs, self.lr, lr_schedule)
         self.encoder_.eval()
         self.history_ = self.history_ + self.net_.epochs(epochs)
@@ -468,6 +472,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
+            if "encoder_" in before:
+                self.encoder_.to(self.device_).eval()
             raise
 
     @property

@@ -1,3 +1,4 @@
+import copy
 import random
 
 import numpy as np
@@ -7,6 +8,7 @@ from sklearn.base import clone
 from torch import nn
 
 from skdim import DIMTransformer
+from skdim.net import DIMNet
 
 TERMS = ("local", "global", "prior")
 
@@ -317,6 +319,36 @@ def test_keyboard_interrupt_propagates_and_the_last_fit_survives(digits, monkeyp
     with pytest.raises(KeyboardInterrupt):
         dim.fit(X)
     assert np.array_equal(dim.transform(X), expected)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("error", [FloatingPointError, KeyboardInterrupt])
+def test_an_error_while_going_on_takes_nothing_away(digits, monkeypatch, error, loaded):
+    X, _ = digits
+    dim = small(lr_schedule="constant").fit(X)
+    expected = (
+        copy.deepcopy(dim).partial_fit(X).transform(X) if loaded else clone(dim).fit(X).partial_fit(X).transform(X)
+    )
+    before = dim.transform(X)
+    if loaded:
+        dim = copy.deepcopy(dim)
+    step = DIMNet.train_step
+    steps = []
+
+    def break_off(self, batch, **kwargs):
+        steps.append(step(self, batch, **kwargs))
+        if len(steps) == 2:
+            raise error
+        return steps[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DIMNet, "train_step", break_off)
+        with pytest.raises(error):
+            dim.partial_fit(X)
+    assert not dim.encoder_.training
+    assert dim.n_iter_ == 2
+    assert np.array_equal(dim.transform(X), before)
+    assert np.array_equal(dim.partial_fit(X).transform(X), expected)
 
 
 def test_to_moves_the_encoder(digits):
