@@ -72,7 +72,9 @@ class Batches(torch.utils.data.Dataset):
         order = torch.randperm(len(self.images), generator=self.generator, device=self.generator.device)
         if self.resident is None:
             for rows in np.array_split(order.cpu().numpy(), self.n_batches):
-                yield self.standardize(self.images.take(rows))
+                batch = self.images.take(rows)
+                # From pinned memory the copy to the device runs beside the step before.
+                yield self.standardize(batch.pin_memory() if order.is_cuda else batch)
         else:
             for indices in torch.tensor_split(order, self.n_batches):
                 yield self.standardize(self.resident[indices])

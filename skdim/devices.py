@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import nn
 
-from skdim.encoders import ImageShape
+from skdim.images import ImageShape
 
 __all__ = ["available_device", "limited_threads", "place", "resolve_device", "resolve_precision"]
 
@@ -34,12 +34,12 @@ def resolve_device(device: str) -> torch.device:
         If there is no such device.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
     except RuntimeError:
         resolved = torch.device("meta")
-    if resolved.type not in ("cpu", "cuda"):
+    if resolved.type not in ("cpu", "cuda") or (resolved.type == "cpu" and resolved.index):
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}.")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
@@ -49,6 +49,8 @@ def resolve_device(device: str) -> torch.device:
         raise ValueError(
             f"device={device!r} was asked for, but there are only {torch.cuda.device_count()} CUDA devices."
         )
+    if resolved.type == "cuda" and resolved.index is None:
+        resolved = torch.device("cuda", torch.cuda.current_device())
     return resolved
 
 
@@ -61,8 +63,12 @@ def available_device(device: str) -> torch.device:
 
 
 def place(module: nn.Module, device: torch.device) -> nn.Module:
-    """Move a module to a device, its convolutions in the channels_last layout that they compute fastest in."""
-    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Move a module to a device, its 2-D convolutions in the channels_last layout that they compute fastest in."""
+    module.to(device)
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
@@ -104,7 +110,7 @@ def limited_threads(shape: ImageShape, device: torch.device) -> Iterator[None]:
     shape : tuple of int
         Channels, height and width of an image.
     device : torch.device
-        Where training runs.
+        Where they are computed.
     """
     threads = torch.get_num_threads()
     if device.type == "cpu" and prod(shape) <= SMALL_IMAGE and threads > 1:

@@ -10,7 +10,8 @@ built.
 import torch
 from torch import Tensor, nn
 
-from skdim.encoders import ImageShape, halving_stack, n_halvings
+from skdim.encoders import FlattenMap, halving_stack, n_halvings
+from skdim.images import ImageShape
 
 __all__ = [
     "CRITICS",
@@ -161,7 +162,8 @@ class _ResidualHead(nn.Module):
         super().__init__()
         self.expand = nn.Linear(n_in, n_units, bias=False)
         self.norm = nn.BatchNorm1d(n_units)
-        self.project = nn.Linear(n_units, n_units)
+        # The shortcut's bias serves both.
+        self.project = nn.Linear(n_units, n_units, bias=False)
         self.shortcut = nn.Linear(n_in, n_units)
         self.out = nn.LayerNorm(n_units)
         # Near the identity, so that training starts from dot products of the features themselves.
@@ -170,7 +172,8 @@ class _ResidualHead(nn.Module):
             self.shortcut.weight.diagonal().fill_(1.0)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.out(self.project(torch.relu(self.norm(self.expand(rows)))) + self.shortcut(rows))
+        hidden = torch.relu_(self.norm(self.expand(rows)))
+        return self.out(torch.addmm(self.shortcut(rows), hidden, self.project.weight.T))
 
 
 class LocalDotCritic(_DotCritic):
@@ -248,7 +251,7 @@ class GlobalDotCritic(_DotCritic):
         channels, height, width = shapes[-1]
         self.feature_head = nn.Sequential(
             *stages,
-            nn.Flatten(),
+            FlattenMap(),
             nn.Linear(channels * height * width, 1024, bias=False),
             nn.BatchNorm1d(1024),
             nn.ReLU(inplace=True),
@@ -289,7 +292,7 @@ class GlobalConcatCritic(_ConcatCritic):
             nn.Conv2d(channels, 64, first),
             nn.ReLU(inplace=True),
             nn.Conv2d(64, 32, second),
-            nn.Flatten(),
+            FlattenMap(),
             nn.Linear(32 * height * width, n_units),
         )
         self.embedding_head = nn.Linear(n_components, n_units, bias=False)

@@ -12,9 +12,19 @@ from math import floor, log2
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DCGANEncoder", "Stride1Encoder"]
+from skdim.images import ImageShape
 
-ImageShape = tuple[int, int, int]
+__all__ = ["DCGANEncoder", "FlattenMap", "Stride1Encoder"]
+
+
+class FlattenMap(nn.Module):
+    """Flatten maps (N, K, h, w) to (N, h * w * K), in the order in which channels_last stores them.
+
+    Flattening to K * h * w would copy the map, and its gradient would make every layer before it copy too.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.permute(0, 2, 3, 1).flatten(1)
 
 
 def _halving_conv(n_in: int, n_out: int, size: tuple[int, int], kernel: int) -> tuple[nn.Conv2d, tuple[int, int]]:
@@ -75,10 +85,10 @@ class DCGANEncoder(nn.Module):
 
     For 32 x 32 images this is the network of the paper's Table 1: convolutions 64, 128 (the local features, 8 x 8)
     and 256, each 4 x 4 with stride 2, batch norm and ReLU; linear 1024 with batch norm and ReLU; linear
-    `n_components`. Other sizes change the number of halvings, so that the last map is 4 to 8 pixels wide: 64 x 64
-    has four stages with the local features after the third, 28 x 28 two stages of 5 x 5 convolutions with the local
-    features after the second, as in the paper. A side of one pixel is left alone, so that 1 x 1 x p signals train with
-    a one-dimensional form of the same network.
+    `n_components`. Other sizes change the number of halvings, never less than two, so that the last map is 4 to 8
+    pixels wide where the image has 16 or more: 64 x 64 has four stages with the local features after the third,
+    28 x 28 two stages of 5 x 5 convolutions with the local features after the second, as in the paper. A side of one
+    pixel is left alone, so that 1 x 1 x p signals train with a one-dimensional form of the same network.
 
     Parameters
     ----------
@@ -107,7 +117,7 @@ class DCGANEncoder(nn.Module):
         self.conv = nn.Sequential(*stages[n_local:])
         channels, height, width = shapes[-1]
         self.hidden = nn.Sequential(
-            nn.Flatten(),
+            FlattenMap(),
             nn.Linear(channels * height * width, 1024, bias=False),
             nn.BatchNorm1d(1024),
             nn.ReLU(inplace=True),
@@ -178,7 +188,7 @@ class Stride1Encoder(nn.Module):
             channels = n_out
         self.local = nn.Sequential(pad, *layers[:5])
         self.conv = nn.Sequential(*layers[5:])
-        self.embedding = nn.Sequential(nn.Flatten(), nn.Linear(channels * size[0] * size[1], n_components))
+        self.embedding = nn.Sequential(FlattenMap(), nn.Linear(channels * size[0] * size[1], n_components))
 
     def layers(self, images: Tensor) -> dict[str, Tensor]:
         """Compute every layer that can be read.
@@ -222,8 +232,9 @@ def read_layers(encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
     dict
         At least "embedding" (N, d) and "features" (N, K, h, w).
     """
-    if isinstance(encoder, DCGANEncoder | Stride1Encoder):
-        return encoder.layers(images)
+    # Exactly these classes: a subclass may have a forward of its own.
+    if type(encoder) in ENCODERS.values():
+        return encoder.layers(images)  # type: ignore[operator]
     embedding, features = encoder(images)
     return {"embedding": embedding, "features": features}
 
@@ -260,12 +271,22 @@ def make_encoder(
         encoder_class = ENCODERS[encoder] if isinstance(encoder, str) else encoder
         if not issubclass(encoder_class, nn.Module):
             raise ValueError(f"encoder must be a subclass of torch.nn.Module, got the class {encoder!r}.")
-        module = encoder_class(image_shape, n_components)
+        try:
+            module = encoder_class(image_shape, n_components)
+        except TypeError as error:
+            raise ValueError(
+                f"encoder class {encoder_class.__name__} cannot be built as {encoder_class.__name__}(image_shape, "
+                f"n_components): {error}"
+            ) from error
     shapes = layer_shapes(module, image_shape)
     width = shapes["embedding"][0]
     if width != n_components:
         raise ValueError(f"encoder returns embeddings of width {width}, but n_components={n_components}.")
     return module, shapes
+
+
+class InvalidEncoderError(ValueError):
+    """An encoder does not do what an encoder does."""
 
 
 def layer_shapes(encoder: nn.Module, image_shape: ImageShape) -> dict[str, tuple[int, ...]]:
@@ -295,19 +316,21 @@ def layer_shapes(encoder: nn.Module, image_shape: ImageShape) -> dict[str, tuple
         with torch.no_grad():
             output = encoder(torch.zeros(2, *image_shape))
             if not (isinstance(output, tuple) and len(output) == 2 and all(isinstance(o, Tensor) for o in output)):
-                raise ValueError(
+                raise InvalidEncoderError(
                     f"encoder must return (embedding, features), two tensors; {name} returned {type(output).__name__}."
                 )
             embedding, features = output
             if embedding.ndim != 2 or features.ndim != 4 or len(embedding) != 2 or len(features) != 2:
-                raise ValueError(
+                raise InvalidEncoderError(
                     "encoder must return an embedding of shape (N, d) and features of shape (N, K, h, w); for images "
                     f"of shape {(2, *image_shape)} {name} returned shapes {tuple(embedding.shape)} and "
                     f"{tuple(features.shape)}."
                 )
             layers = read_layers(encoder, torch.zeros(2, *image_shape))
-    except RuntimeError as error:
-        raise ValueError(f"encoder {name} cannot take images of shape {image_shape}: {error}") from error
+    except InvalidEncoderError:
+        raise
+    except Exception as error:
+        raise InvalidEncoderError(f"encoder {name} cannot take images of shape {image_shape}: {error}") from error
     finally:
         encoder.train(was_training)
     return {"local": tuple(features.shape[1:])} | {key: tuple(value.shape[1:]) for key, value in layers.items()}

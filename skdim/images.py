@@ -12,9 +12,9 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from skdim.encoders import ImageShape
+ImageShape = tuple[int, int, int]
 
-__all__ = ["Images", "channel_statistics", "check_image_shape", "check_images"]
+__all__ = ["ImageShape", "Images", "channel_statistics", "check_image_shape", "check_images"]
 
 # Rows read at once where a pass over all images makes float copies.
 CHUNK_BYTES = 1 << 24
@@ -126,7 +126,11 @@ def _as_array(X: Any, name: str) -> Any:
     """Refuse what is no array of numbers; leave DataFrames and the like for scikit-learn's validation."""
     if sparse.issparse(X) or hasattr(X, "columns"):
         return X
+    if isinstance(X, list | tuple) and len(X) and all(isinstance(image, torch.Tensor) for image in X):
+        X = [_as_array(image, name) for image in X]
     if isinstance(X, torch.Tensor):
+        if X.is_meta:
+            raise TypeError(f"{name} expects images, got a tensor on the meta device, which holds no values.")
         X = X.detach().cpu()
         return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
     if isinstance(X, str | bytes | dict | set | frozenset) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):
@@ -186,7 +190,7 @@ def _guess_shape(n_features: int) -> ImageShape:
             f"signals of 1 x 1 x {n_features}. Set image_shape=(3, {side}, {side}) if they are images, "
             f"or image_shape=(1, 1, {n_features}) to silence this warning.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=7,
         )
     return 1, 1, n_features
 
@@ -206,33 +210,28 @@ def _infer_layout(
         if data_format != "channels_last":
             candidates[(a, b, c)] = False
         if data_format != "channels_first":
-            # A cube has the same image shape in both layouts: the first entry then stands, and is refused below.
             candidates.setdefault((c, a, b), True)
-        is_cube = a == b == c > 1
-        if data_format == "auto" and is_cube:
-            raise ValueError(_ambiguous(array_shape))
-        if data_format == "auto" and image_shape is None:
-            first = a == 1 or a < min(b, c)
-            last = c == 1 or c < min(a, b)
-            if first == last:
-                raise ValueError(_ambiguous(array_shape))
-            candidates = {(a, b, c): False} if first else {(c, a, b): True}
-    if image_shape is None:
-        return next(iter(candidates.items()))
-    if image_shape not in candidates:
+    if image_shape is not None and image_shape not in candidates:
         found = " or ".join(str(shape) for shape in candidates)
         raise ValueError(
             f"X of shape {array_shape} has images of shape {found} (channels, height, width), but {name} is expecting "
             f"images of shape {image_shape}."
         )
+    if len(array_shape) == 4 and data_format == "auto":
+        # A cube has the same image shape either way. Else the channels are the axis shorter than both others, and
+        # 1 x 1 x p is a signal.
+        channels_first = a < min(b, c) or (a == b == 1 and c > 1)
+        channels_last = c < min(a, b)
+        if (a == b == c > 1) or (image_shape is None and channels_first == channels_last):
+            raise ValueError(
+                f"The layout of X with shape {array_shape} is ambiguous: set data_format to 'channels_first' or "
+                "'channels_last' (and image_shape to the channels, height and width, where they are known)."
+            )
+        if image_shape is None:
+            return ((c, a, b), True) if channels_last else ((a, b, c), False)
+    if image_shape is None:
+        return next(iter(candidates.items()))
     return image_shape, candidates[image_shape]
-
-
-def _ambiguous(array_shape: tuple[int, ...]) -> str:
-    return (
-        f"The layout of X with shape {array_shape} is ambiguous: set data_format to 'channels_first' or 'channels_last'"
-        " (and image_shape to the channels, height and width, where they are known)."
-    )
 
 
 def channel_statistics(images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -264,7 +263,7 @@ def channel_statistics(images: Images) -> tuple[NDArray[np.float32], NDArray[np.
     # Far below the resolution of float32 a spread is rounding, not signal.
     constant = std <= np.maximum(1e-7 * np.abs(mean), 1e-30)
     if constant.all():
-        warnings.warn("All images are constant: there is nothing to learn from X.", UserWarning, stacklevel=3)
+        warnings.warn("All images are constant: there is nothing to learn from X.", UserWarning, stacklevel=6)
     std[constant] = 1.0
     scale = 255.0 if images.array.dtype == np.uint8 else 1.0
     return (mean / scale).astype(np.float32), np.where(constant, 1.0, std / scale).astype(np.float32)

@@ -8,7 +8,7 @@ from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
 from skdim.discriminators import CRITICS, Critic, PriorDiscriminator
-from skdim.encoders import ImageShape
+from skdim.images import ImageShape
 from skdim.objectives import OBJECTIVES, Objective
 
 __all__ = ["InfoMaxModel", "build_model", "contrast"]
@@ -187,16 +187,21 @@ def contrast(
         The loss.
     """
     maps, vectors = critic.encode(features, embedding)
-    positive = critic.score(maps, vectors).float()
     if negatives == "batch":
-        reduced = _reduce_all_others(critic, objective, maps, vectors)
+        positive, reduced = _meet_all_images(critic, objective, maps, vectors)
     else:
         shift = (_next_image if negatives == "roll" else _random_other_image)(len(maps), generator)
+        positive = _at_least_float32(critic.score(maps, vectors))
         # Moving the small embeddings rather than the maps gives the same pairs; row i is then sorted back to belong to
         # embedding i, as its positives do.
-        negative = critic.score(maps, vectors[shift])[torch.argsort(shift)].float()
+        negative = _at_least_float32(critic.score(maps, vectors[shift]))[torch.argsort(shift)]
         reduced = objective.reduce(negative, negative.shape[1])
     return objective.loss(positive, reduced)
+
+
+def _at_least_float32(scores: Tensor) -> Tensor:
+    """Losses need more digits than the bfloat16 of autocast."""
+    return scores.float() if scores.dtype.itemsize < 4 else scores
 
 
 def _next_image(n_images: int, generator: torch.Generator) -> Tensor:
@@ -209,8 +214,8 @@ def _random_other_image(n_images: int, generator: torch.Generator) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
-def _reduce_all_others(critic: Critic, objective: Objective, maps: Tensor, vectors: Tensor) -> Tensor:
-    """Reduce, for each embedding, its scores against the locations of all other images.
+def _meet_all_images(critic: Critic, objective: Objective, maps: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Score each embedding against all images: its positives, and its scores against all others, reduced.
 
     More than MAX_PAIR_ELEMENTS scores are computed a few embeddings at a time, and again in the backward pass,
     instead of being kept.
@@ -219,23 +224,18 @@ def _reduce_all_others(critic: Critic, objective: Objective, maps: Tensor, vecto
     per_pair = n_units if critic.pairs_cost_units else 1
     rows = max(1, MAX_PAIR_ELEMENTS // (n_images * n_locations * per_pair))
 
-    def reduce_rows(maps: Tensor, vectors: Tensor, start: int) -> Tensor:
-        scores = critic.score_all(maps, vectors).float()
-        own = torch.arange(len(vectors), device=scores.device)
-        scores = scores.index_put((own, own + start), scores.new_tensor(-torch.inf))
-        return objective.reduce(scores.flatten(1), (n_images - 1) * n_locations)
+    def meet(maps: Tensor, vectors: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        scores = _at_least_float32(critic.score_all(maps, vectors))
+        row = torch.arange(len(vectors), device=scores.device)
+        positive = scores[row, row + start]
+        scores[row, row + start] = -torch.inf
+        return positive, objective.reduce(scores.flatten(1), (n_images - 1) * n_locations)
 
     if rows >= n_images:
-        return reduce_rows(maps, vectors, 0)
-    reduced = [
-        checkpoint(
-            reduce_rows,
-            maps,
-            vectors[start : start + rows],
-            start,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
+        return meet(maps, vectors, 0)
+    chunks = [
+        checkpoint(meet, maps, vectors[start : start + rows], start, use_reentrant=False, preserve_rng_state=False)
         for start in range(0, n_images, rows)
     ]
-    return torch.cat(reduced)
+    positive, reduced = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return positive, reduced

@@ -1,14 +1,16 @@
 """The skorch net that trains the model: one loop, without a data loader or a device-host sync per batch."""
 
 import copy
+import math
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from skorch import NeuralNet
+from skorch.callbacks import Callback
 from torch import Tensor
 
 from skdim.batches import Batches
@@ -20,7 +22,11 @@ __all__ = ["DIMNet", "private_rng"]
 # instead of spreading it. At a tenth of it the two stay in balance (both losses near chance, sigmoid(y) uniform).
 PRIOR_LR_RATIO = 0.1
 
-_rng_lock = threading.Lock()
+# What an epoch's record has beside its loss.
+RECORDED = ("local", "global", "prior", "prior_discriminator", "seconds", "images_per_second")
+
+# Reentrant, because a user's module may load or copy an estimator when it is built.
+_rng_lock = threading.RLock()
 
 
 @contextmanager
@@ -31,8 +37,15 @@ def private_rng(seed: int, device: torch.device) -> Iterator[None]:
     """
     cuda = [device] if device.type == "cuda" else []
     with _rng_lock, torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which seeds every device, also those that are not forked here.
+        torch.default_generator.manual_seed(seed)
+        for each in cuda:
+            torch.cuda.default_generators[each.index].manual_seed(seed)
         yield
+
+
+class StopTraining(Exception):
+    """A callback has asked to end training; what is trained so far stands."""
 
 
 class WeightedSum(torch.nn.Module):
@@ -56,8 +69,8 @@ class DIMNet(NeuralNet):
     """Trains an `InfoMaxModel` on `Batches`.
 
     Encoder and critics share one Adam and the weighted loss; the prior discriminator has its own Adam and its own loss,
-    and is updated first in each step. skorch's epoch hooks work as ever; there are no batch hooks and no history
-    entries for batches, because each of them would make the device wait for the host.
+    and is updated first in each step. skorch's epoch hooks work as ever; batch hooks and history entries for batches,
+    each of which makes the device wait for the host, are there only for callbacks that act on batches.
 
     Parameters
     ----------
@@ -104,7 +117,9 @@ class DIMNet(NeuralNet):
             self.prior_optimizer_ = self.optimizer(model.prior.parameters(), fused=True)
         return self
 
-    def train(self, batches: Batches, epochs: int, lr: float, lr_schedule: str) -> "DIMNet":
+    def train(
+        self, batches: Batches, epochs: int, lr: float, lr_schedule: str, callbacks: Sequence[Callback] | None
+    ) -> list[dict[str, float]]:
         """Train on some epochs more, from where the net stands.
 
         Parameters
@@ -112,16 +127,18 @@ class DIMNet(NeuralNet):
         batches : Batches
             The images.
         epochs : int
-            How often each image is seen.
+            How often each image is seen, unless a callback stops training.
         lr : float
             Learning rate of encoder and critics; the prior discriminator's is a tenth of it.
         lr_schedule : {"one_cycle", "constant"}
             "one_cycle" warms up to `lr` and anneals to nearly 0 over these epochs.
+        callbacks : sequence of skorch.callbacks.Callback or None
+            The user's.
 
         Returns
         -------
-        DIMNet
-            The net.
+        list of dict
+            One an epoch: the loss, each of its terms, seconds and images a second.
 
         Raises
         ------
@@ -133,11 +150,27 @@ class DIMNet(NeuralNet):
         self._schedulers = [_scheduler(self.optimizer_, lr_schedule, lr, n_steps)]
         if self.module_.prior is not None:
             self._schedulers.append(_scheduler(self.prior_optimizer_, lr_schedule, lr * PRIOR_LR_RATIO, n_steps))
+        self.callbacks = callbacks
+        self.initialize_callbacks()
+        first = len(self.history)
         # Not skorch's partial_fit, which swallows a KeyboardInterrupt and leaves a half-trained net that looks fitted.
         self.notify("on_train_begin", X=batches, y=None)
-        self.fit_loop(batches, epochs=epochs)
+        with suppress(StopTraining):
+            self.fit_loop(batches, epochs=epochs)
         self.notify("on_train_end", X=batches, y=None)
-        return self
+        return [
+            {"loss": epoch["train_loss"]} | {name: epoch[name] for name in epoch if name in RECORDED}
+            for epoch in self.history[first:]
+        ]
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Notify callbacks; one that interrupts at an epoch's end, as skorch's EarlyStopping does, ends training."""
+        try:
+            super().notify(method_name, **cb_kwargs)
+        except KeyboardInterrupt:
+            if method_name != "on_epoch_end":
+                raise
+            raise StopTraining from None
 
     @contextmanager
     def rolled_back_on_error(self) -> Iterator[None]:
@@ -155,10 +188,10 @@ class DIMNet(NeuralNet):
             del self.history[n_epochs:]
             raise
 
-    def epochs(self, last: int) -> list[dict[str, float]]:
-        """Return what was recorded of the last epochs: each loss term, seconds and images a second."""
-        recorded = self.history[len(self.history) - last :]
-        return [{key: value for key, value in epoch.items() if key not in ("batches", "epoch")} for epoch in recorded]
+    def draw_seed(self) -> int:
+        """Draw a seed from the net's generator."""
+        device = self.generator.device
+        return int(torch.randint(2**31 - 1, (), generator=self.generator, device=device))
 
     def get_dataset(self, X: Batches, y: None = None) -> Batches:
         """Return the batches as they are: they already live on the device."""
@@ -173,15 +206,22 @@ class DIMNet(NeuralNet):
         if iterator is None:
             return
         self._set_training(True)
+        watch_batches = any(map(_acts_on_batches, (callback for _, callback in self.callbacks_)))
         start = time.perf_counter()
         total: Tensor | None = None
         n_images = 0
         for batch in iterator:
+            if watch_batches:
+                self.notify("on_batch_begin", batch=batch, training=True)
             terms = step_fn(batch)
             names = list(terms)
             values = torch.stack(list(terms.values())) * len(batch)
             total = values if total is None else total + values
             n_images += len(batch)
+            if watch_batches:
+                self.history.record_batch("train_loss", terms["train_loss"].item())
+                self.history.record_batch("train_batch_size", len(batch))
+                self.notify("on_batch_end", batch=batch, training=True, loss=terms["train_loss"], y_pred=None)
         assert total is not None
         means = dict(zip(names, (total / n_images).tolist(), strict=True))
         seconds = time.perf_counter() - start
@@ -190,7 +230,8 @@ class DIMNet(NeuralNet):
         self._check_finite(means)
 
     def _check_finite(self, means: dict[str, float]) -> None:
-        bad = [name for name, value in means.items() if not -float("inf") < value < float("inf")]
+        # The terms say more than their sum, which comes first.
+        bad = [name for name, value in reversed(means.items()) if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(
                 f"The loss term {bad[0]!r} is {means[bad[0]]} in epoch {len(self.history)}: training diverged. "
@@ -214,7 +255,7 @@ class DIMNet(NeuralNet):
         self.optimizer_.step()
         for scheduler in self._schedulers:
             scheduler.step()
-        return {name: value.detach() for name, value in {"loss": loss, **terms, **report}.items()}
+        return {name: value.detach() for name, value in {"train_loss": loss, **terms, **report}.items()}
 
     def _step_prior_discriminator(self, embedding: Tensor) -> Tensor:
         # Also drops the gradients that the encoder's loss left on the discriminator in the step before.
@@ -223,6 +264,11 @@ class DIMNet(NeuralNet):
         loss.backward()
         self.prior_optimizer_.step()
         return loss
+
+
+def _acts_on_batches(callback: Callback) -> bool:
+    hooks = ("on_batch_begin", "on_batch_end")
+    return any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)
 
 
 def _scheduler(

@@ -32,7 +32,7 @@ def with_arrays(module: nn.Module, arrays: dict[str, NDArray[Any]]) -> nn.Module
     Parameters
     ----------
     module : nn.Module
-        Of the same structure, maybe on the meta device.
+        Of the same structure.
     arrays : dict
         As `to_arrays` made them.
 
@@ -41,6 +41,6 @@ def with_arrays(module: nn.Module, arrays: dict[str, NDArray[Any]]) -> nn.Module
     nn.Module
         The module, with copies of the arrays, in evaluation mode.
     """
-    # Copies, because arrays of a memory-mapped joblib file are read-only.
-    module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}, assign=True)
+    # Copies first, because arrays of a memory-mapped joblib file are read-only, which torch does not know.
+    module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     return module.eval()

@@ -1,5 +1,6 @@
 """DIMTransformer, the one door to the library."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,18 +15,18 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
+from skorch.callbacks import Callback
 from torch import nn
 
 from skdim.batches import Batches, Standardizer
 from skdim.devices import available_device, limited_threads, place, resolve_device, resolve_precision
-from skdim.encoders import ENCODERS, make_encoder, read_layers
+from skdim.encoders import ENCODERS, make_encoder
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
+from skdim.inference import CPU_BATCH, encode
 from skdim.model import build_model
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
 from skdim.persistence import to_arrays, with_arrays
-
-TRANSFORM_BATCH = 64
 
 # Lives only in the process that trained; the rest of the estimator is pickled.
 _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
@@ -70,7 +71,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Weight of the global mutual information, the paper's alpha.
 
     prior_weight : float, default=0.1
-        Weight of the match of ``sigmoid(y)`` to the uniform prior, the paper's gamma.
+        Weight of the match of ``sigmoid(y)`` to the uniform prior, the paper's gamma. The prior discriminator is
+        trained at a tenth of `lr`: at `lr` itself it wins outright, and its gradients distort the embedding.
 
     mi_estimator : {"infonce", "jsd", "dv"}, default="infonce"
         The mutual-information objective: InfoNCE, Jensen-Shannon or Donsker-Varadhan.
@@ -94,7 +96,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Passes over the images. 0 gives the untrained encoder, the control for what training brings.
 
     batch_size : int, default=128
-        Most images in a batch. It also sets how many negatives there are with ``negatives="batch"``.
+        Most images in a batch; an image that would be left alone joins another batch. It also sets how many negatives
+        there are with ``negatives="batch"``.
 
     lr : float, default=2e-3
         Learning rate of Adam; the highest one of the "one_cycle" schedule.
@@ -109,12 +112,21 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Precision of training. "auto" is bfloat16 (with float32 weights and losses) where the hardware computes it
         natively. `transform` always computes in float32.
 
+    compile : bool, default=False
+        Whether to compile the training step with ``torch.compile``: a minute or so at the start of training, and
+        faster steps where launching kernels is what takes the time.
+
     warm_start : bool, default=False
         Whether `fit` goes on from the last solution.
 
+    callbacks : list of skorch.callbacks.Callback, default=None
+        Callbacks for the training net. The loss is "train_loss" in its history, beside the terms that `history_` has.
+        A callback that acts on batches makes the device wait for the host after each of them.
+
     random_state : int, RandomState instance or None, default=None
         Draws initial weights, batches, negatives and prior samples. An int gives the same bits on the same machine
-        with the same number of threads.
+        with the same number of threads; images of up to 256 values are always computed on one thread, so that
+        searches over them give the same bits for any `n_jobs`.
 
     Attributes
     ----------
@@ -150,7 +162,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     Notes
     -----
-    A pickle, and so a joblib file, holds parameters, history and the encoder's weights: what `transform` needs.
+    A pickle, and so a joblib file, holds parameters, history and the encoder's weights as NumPy arrays: what
+    `transform` needs. An encoder instance of your own is a parameter and pickled with it, by torch's means.
     `partial_fit` or `warm_start` on a loaded estimator go on from these weights with fresh discriminators.
 
     References
@@ -192,7 +205,9 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "lr_schedule": [StrOptions({"one_cycle", "constant"})],
         "device": [str],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+        "compile": ["boolean"],
         "warm_start": ["boolean"],
+        "callbacks": [list, tuple, None],
         "random_state": ["random_state"],
     }
 
@@ -217,7 +232,9 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         lr_schedule: str = "one_cycle",
         device: str = "auto",
         precision: str = "auto",
+        compile: bool = False,
         warm_start: bool = False,
+        callbacks: list[Callback] | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_components = n_components
@@ -238,7 +255,9 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.lr_schedule = lr_schedule
         self.device = device
         self.precision = precision
+        self.compile = compile
         self.warm_start = warm_start
+        self.callbacks = callbacks
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -317,24 +336,17 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             If `fit` has not been called.
         """
         check_is_fitted(self)
-        width = self._n_features_out
+        self._check_output_layer()
         images = self._check_images(X, reset=False)
-        self._warn_of_other_scale(images)
+        self._warn_of_other_scale(images, stacklevel=4)
         standardize = Standardizer(self.mean_, self.std_, self.device_)
-        embeddings = np.empty((len(images), width), dtype=np.float32)
-        with torch.inference_mode(), limited_threads(images.shape, self.device_):
-            for start in range(0, len(images), TRANSFORM_BATCH):
-                batch = images.take(slice(start, start + TRANSFORM_BATCH))
-                n_rows = len(batch)
-                # Kernels are chosen by batch size and differ in the last bit: every batch gets the same size.
-                if n_rows < TRANSFORM_BATCH:
-                    batch = torch.cat([batch, batch.new_zeros(TRANSFORM_BATCH - n_rows, *batch.shape[1:])])
-                layer = read_layers(self.encoder_, standardize(batch))[self.output_layer]
-                embeddings[start : start + n_rows] = layer[:n_rows].flatten(1).cpu().numpy()
-        return embeddings
+        with limited_threads(images.shape, self.device_):
+            return encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out).numpy()
 
     def to(self, device: str) -> Self:
-        """Move the fitted encoder, and the net if it is there, to a device.
+        """Move the fitted encoder to a device.
+
+        Training that goes on afterwards starts with new discriminators.
 
         Parameters
         ----------
@@ -347,8 +359,9 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             The estimator itself.
         """
         check_is_fitted(self)
-        self.device_ = resolve_device(device)
-        self.encoder_.to(self.device_)
+        resolved = resolve_device(device)
+        self.encoder_.to(resolved)
+        self.device_ = resolved
         return self
 
     def _train(self, X: Any, *, go_on: bool, epochs: int, lr_schedule: str) -> None:
@@ -359,11 +372,14 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if go_on:
             self._check_same_encoder()
         images = self._check_images(X, reset=not go_on)
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        if go_on:
+            self._warn_of_other_scale(images, stacklevel=5)
+        entropy = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        encoder_seed, net_seed = (int(seed) for seed in np.random.SeedSequence(entropy).generate_state(2))
         with limited_threads(images.shape, device):
             if not go_on:
-                self._start(images, seed)
-            self._make_net(weights, device, seed, keep=go_on)
+                self._start(images, encoder_seed)
+            self._make_net(weights, device, net_seed, keep=go_on)
             self.net_.criterion_.weights = weights
             batches = Batches(images, Standardizer(self.mean_, self.std_, device), self.batch_size, self.net_.generator)
             with ExitStack() as stack:
@@ -371,12 +387,23 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     stack.enter_context(self.net_.rolled_back_on_error())
                 if not isinstance(self.encoder, str):
                     # The user's modules may draw from torch's global generators, in dropout say; ours never do.
-                    stack.enter_context(private_rng(seed + 1, device))
-                self.net_.train(batches, epochs, self.lr, lr_schedule)
-        self.encoder_.eval()
-        self.history_ = self.history_ + self.net_.epochs(epochs)
+                    stack.enter_context(private_rng(self.net_.draw_seed(), device))
+                records = self.net_.train(batches, epochs, self.lr, lr_schedule, self.callbacks)
+                self.encoder_.eval()
+                self._check_finite_embeddings(images)
+        self.history_ = self.history_ + records
         self.n_iter_ = len(self.history_)
         self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
+
+    def _check_finite_embeddings(self, images: Images) -> None:
+        """Catch a last step that went wrong, which no loss saw any more."""
+        some = Images(images.array[:CPU_BATCH], images.shape, images.channels_last)
+        standardize = Standardizer(self.mean_, self.std_, self.device_)
+        if not encode(self.encoder_, some, standardize, "embedding", self.n_components).isfinite().all():
+            raise FloatingPointError(
+                f"The embeddings are not finite after the last step: training diverged. Lower lr (now {self.lr}) or "
+                "use precision='float32'."
+            )
 
     def _start(self, images: Images, seed: int) -> None:
         """Set everything that a fit sets and going on keeps."""
@@ -393,7 +420,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Build discriminators, optimizers and net around the encoder; `keep` those there are, if they still serve."""
         terms = [name for name, weight in weights.items() if weight]
         objective = (self.discriminator, self.mi_units, self.mi_estimator, self.negatives)
-        built_for = (terms, objective, self.precision, device)
+        built_for = (terms, objective, self.precision, self.compile, device)
         if keep and hasattr(self, "net_") and built_for == self._built_for and device == self.device_:
             return
         if keep:
@@ -401,7 +428,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 "Training goes on from the encoder's weights, but with new discriminators and a new optimizer, because "
                 "this estimator was loaded, copied or moved, or its parameters were changed, since it was trained.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         with private_rng(seed, torch.device("cpu")):
             model = build_model(
@@ -415,6 +442,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 negatives=self.negatives,
             )
         place(model, device)
+        if self.compile:
+            model.compile()
         self.net_ = DIMNet(
             model,
             autocast_dtype=resolve_precision(self.precision, device),
@@ -447,7 +476,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 f"which has {sorted(set(self._layer_shapes) - {'local'})}."
             )
 
-    def _warn_of_other_scale(self, images: Images) -> None:
+    def _warn_of_other_scale(self, images: Images, stacklevel: int) -> None:
         """Catch uint8 images that meet an encoder trained on 0 to 255 floats, and the other way round."""
         is_uint8 = images.array.dtype == np.uint8
         if is_uint8 == self._trained_on_uint8:
@@ -461,7 +490,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 f"X has {now} images, but {type(self).__name__} was fitted on {trained} ones of another range; uint8 "
                 f"images {scaled}, floats are not.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
 
     @contextmanager
@@ -478,7 +507,9 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     @property
     def _n_features_out(self) -> int:
-        self._check_output_layer()
+        if self.output_layer not in self._layer_shapes:
+            # Not a ValueError, which would break the HTML representation.
+            raise AttributeError(f"there is no layer {self.output_layer!r}")
         return prod(self._layer_shapes[self.output_layer])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -486,6 +517,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if "encoder_" in state:
             state["encoder_"] = to_arrays(state["encoder_"])
             state["device_"] = str(state["device_"])
+        if isinstance(self.encoder, nn.Module):
+            # A user's instance is a parameter and pickled as one; on the CPU it loads anywhere.
+            on_cpu = copy.deepcopy(self.encoder).cpu()
+            state.update({key: on_cpu for key in ("encoder", "_encoder_spec") if state.get(key) is self.encoder})
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -500,5 +535,4 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
-        tags.non_deterministic = False
         return tags

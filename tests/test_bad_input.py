@@ -61,6 +61,7 @@ BAD_INPUTS = {
     "set": ({1, 2}, TypeError, "expects an array of images, got set"),
     "generator": ((row for row in ROWS), TypeError, "expects an array of images, got generator"),
     "string": ("images", TypeError, "expects an array of images, got str"),
+    "meta tensor": (torch.zeros(10, 16, device="meta"), TypeError, "a tensor on the meta device"),
 }
 ONE_ROW = {
     "one row": (ROWS[:1], ValueError, "Found array with 1 sample(s) (shape=(1, 16)) while a minimum of 2"),
@@ -96,8 +97,8 @@ def test_fit_refuses_and_changes_nothing(X, error, message, method):
 @pytest.mark.parametrize(("X", "error", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS)
 def test_a_fitted_estimator_refuses_and_changes_nothing(fitted, X, error, message, method):
     before = state(fitted)
-    if method == "fit":
-        refuses(fitted.fit, X, error, message)
+    if method == "fit" or (getattr(X, "shape", ())[1:] == ROWS.shape[1:] and "sample" not in message):
+        refuses(getattr(fitted, method), X, error, message)
     else:
         # Input of another shape may meet the message about shapes first.
         with pytest.raises((TypeError, ValueError)):
@@ -110,6 +111,31 @@ def test_rows_of_another_width(fitted):
     refuses(
         fitted.partial_fit, ROWS[:, :5], ValueError, "X has 5 features, but DIMTransformer is expecting 16 features"
     )
+
+
+def test_cubes_of_another_shape(fitted):
+    refuses(fitted.transform, np.zeros((10, 4, 4, 4)), ValueError, "is expecting images of shape (1, 4, 4)")
+
+
+@pytest.mark.parametrize(
+    ("shape", "image_shape"),
+    [
+        ((3, 8, 8), (3, 8, 8)),
+        ((8, 8, 3), (3, 8, 8)),
+        ((1, 1, 10), (1, 1, 10)),
+        ((28, 28, 1), (1, 28, 28)),
+        ((13, 16, 20), (13, 16, 20)),
+    ],
+)
+def test_layouts_with_one_reading(shape, image_shape):
+    assert DIMTransformer(n_components=2, max_epochs=0).fit(RNG.random((2, *shape))).image_shape_ == image_shape
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 5, 1), (16, 16, 16), (8, 4, 4)])
+def test_layouts_with_two_readings(shape):
+    refuses(DIMTransformer().fit, RNG.random((2, *shape)), ValueError, "is ambiguous")
+    channels_first = DIMTransformer(n_components=2, max_epochs=0, data_format="channels_first")
+    assert channels_first.fit(RNG.random((2, *shape))).image_shape_ == shape
 
 
 def test_images_of_another_shape():
@@ -126,8 +152,9 @@ def test_rows_that_do_not_make_images():
 
 def test_rows_that_look_like_colour_images_are_warned_about():
     dim = DIMTransformer(n_components=2, max_epochs=0)
-    with pytest.warns(UserWarning, match=re.escape("Set image_shape=(3, 8, 8)")):
+    with pytest.warns(UserWarning, match=re.escape("Set image_shape=(3, 8, 8)")) as caught:
         dim.fit(RNG.random((4, 192)))
+    assert caught[0].filename == __file__
     assert dim.image_shape_ == (1, 1, 192)
 
 
@@ -212,6 +239,11 @@ class ReturnsFlatFeatures(Wrong):
         return self.linear(images.flatten(1)), images.flatten(1)
 
 
+class HasOtherArguments(Wrong):
+    def __init__(self, width):
+        super().__init__((1, 4, 4), width)
+
+
 class TakesTwelve(Wrong):
     def forward(self, images):
         return self.linear(images.flatten(1)[:, :12]), images
@@ -223,6 +255,7 @@ class TakesTwelve(Wrong):
         (ReturnsOne, "encoder must return (embedding, features), two tensors; ReturnsOne returned Tensor"),
         (ReturnsFlatFeatures, "returned shapes (2, 64) and (2, 16)"),
         (TakesTwelve, "encoder TakesTwelve cannot take images of shape (1, 4, 4)"),
+        (HasOtherArguments, "encoder class HasOtherArguments cannot be built as HasOtherArguments(image_shape, n_comp"),
         (dict, "encoder must be a subclass of torch.nn.Module"),
     ],
 )
@@ -254,6 +287,7 @@ GOOD_INPUTS = {
     "tensor": torch.from_numpy(ROWS),
     "tensor with gradient": torch.from_numpy(ROWS).requires_grad_(),
     "bfloat16 tensor": torch.from_numpy(ROWS).bfloat16(),
+    "list of tensors": [torch.from_numpy(row).requires_grad_() for row in ROWS],
 }
 
 
@@ -267,8 +301,10 @@ def test_unusual_but_sound_input_gives_finite_embeddings(X):
 
 def test_constant_images_are_warned_about_and_finite():
     dim = DIMTransformer(n_components=4, max_epochs=2, random_state=0)
-    with pytest.warns(UserWarning, match="All images are constant"):
-        Z = dim.fit_transform(np.full((10, 16), 7.0))
+    with pytest.warns(UserWarning, match="All images are constant") as caught:
+        dim.fit(np.full((10, 16), 7.0))
+    assert caught[0].filename == __file__
+    Z = dim.transform(np.full((10, 16), 7.0))
     assert np.isfinite(Z).all()
 
 
@@ -308,5 +344,7 @@ def test_uint8_and_the_same_images_scaled_to_one_agree():
 @pytest.mark.parametrize(("trained", "now"), [(np.uint8, np.float32), (np.float32, np.uint8)])
 def test_another_range_than_in_fit_is_warned_about(trained, now):
     dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(IMAGES.astype(trained))
-    with pytest.warns(UserWarning, match="of another range"):
-        dim.transform(IMAGES.astype(now))
+    for method in (dim.transform, dim.partial_fit):
+        with pytest.warns(UserWarning, match="of another range") as caught:
+            method(IMAGES.astype(now))
+        assert caught[0].filename == __file__

@@ -381,3 +381,19 @@ def test_prior_losses_stay_finite_for_huge_embeddings(scale):
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(embedding.grad).all()
+
+
+@pytest.mark.parametrize("negatives", ["batch", "roll", "shuffle"])
+@pytest.mark.parametrize("mi_estimator", ["infonce", "jsd", "dv"])
+def test_gradcheck_of_the_chunked_loss(monkeypatch, mi_estimator, negatives):
+    monkeypatch.setattr("skdim.model.MAX_PAIR_ELEMENTS", 1)
+    torch.manual_seed(0)
+    critic = LocalDotCritic((3, 2, 2), 4, 5).double()
+    features = torch.randn(3, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    embedding = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+    def loss(features, embedding):
+        generator = torch.Generator().manual_seed(0)
+        return contrast(critic, OBJECTIVES[mi_estimator], features, embedding, negatives, generator)
+
+    assert torch.autograd.gradcheck(loss, (features, embedding))

@@ -15,7 +15,7 @@ from skdim.discriminators import (
     LocalDotCritic,
     PriorDiscriminator,
 )
-from skdim.encoders import DCGANEncoder, Stride1Encoder
+from skdim.encoders import DCGANEncoder, FlattenMap, Stride1Encoder
 
 ENCODERS = [DCGANEncoder, Stride1Encoder]
 CRITICS = [LocalDotCritic, LocalConcatCritic, GlobalDotCritic, GlobalConcatCritic]
@@ -55,7 +55,7 @@ def layer_kinds(module):
     return [
         type(child).__name__
         for child in module.modules()
-        if not isinstance(child, nn.Sequential | nn.Identity | nn.Flatten) and not list(child.children())
+        if not isinstance(child, nn.Sequential | nn.Identity | FlattenMap) and not list(child.children())
     ]
 
 
@@ -290,7 +290,7 @@ def test_local_dot_critic_parameters():
         assert critic(torch.zeros(2, 128, 8, 8), torch.zeros(2, 64)).shape == (2, 8, 8)
     expected = 0
     for n_in in (128, 64):
-        two_layers = n_in * n_units + 2 * n_units + n_units * n_units + n_units
+        two_layers = n_in * n_units + 2 * n_units + n_units * n_units
         shortcut = n_in * n_units + n_units
         expected += two_layers + shortcut + 2 * n_units
     assert n_parameters(critic) == expected
@@ -356,7 +356,7 @@ def concatenate_local(critic, features, embedding):
 def concatenate_global(critic, features, embedding):
     first, second = modules_of(critic.feature_head, nn.Conv2d)
     hidden = relu(conv2d(features, first.weight, first.bias))
-    flat = conv2d(hidden, second.weight, second.bias).flatten(1)
+    flat = conv2d(hidden, second.weight, second.bias).permute(0, 2, 3, 1).flatten(1)
     return perceptron(critic, torch.cat([flat, embedding], dim=1), flat.shape[1])[:, 0]
 
 
@@ -413,7 +413,7 @@ def test_dot_score_is_the_dot_product_over_the_root_of_the_width(critic_class):
 def residual_head(head, rows):
     hidden = linear(rows, head.expand.weight)
     hidden = batch_norm(hidden, None, None, head.norm.weight, head.norm.bias, training=True)
-    two_layers = linear(relu(hidden), head.project.weight, head.project.bias)
+    two_layers = relu(hidden) @ head.project.weight.T
     total = two_layers + linear(rows, head.shortcut.weight, head.shortcut.bias)
     return layer_norm(total, (total.shape[1],), head.out.weight, head.out.bias)
 

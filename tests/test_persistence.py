@@ -92,7 +92,7 @@ def test_training_goes_on_from_a_loaded_encoder_with_a_warning(fitted, digits, m
     before = dim.transform(X)
     with pytest.warns(UserWarning, match="new discriminators and a new optimizer"):
         getattr(dim, method)(X)
-    assert dim.n_iter_ == 3 if method == "partial_fit" else 4
+    assert dim.n_iter_ == (3 if method == "partial_fit" else 4)
     after = dim.transform(X)
     fresh = clone(dim).set_params(max_epochs=0).fit(X).transform(X)
     assert not np.array_equal(after, before)
@@ -148,3 +148,20 @@ def test_own_encoders_are_pickled_too(digits, encoder):
     dim = DIMTransformer(n_components=8, encoder=encoder, max_epochs=1, random_state=0).fit(X)
     copy = pickle.loads(pickle.dumps(dim))
     assert np.array_equal(copy.transform(X), dim.transform(X))
+    if isinstance(encoder, nn.Module):
+        # The instance is a parameter: pickled beside the trained weights, once.
+        assert copy.encoder is copy._encoder_spec
+        assert len(pickle.dumps(dim)) < 2.2 * weight_bytes(dim.encoder_) + 20_000
+
+
+def test_tied_weights_stay_tied(digits):
+    class Tied(OwnEncoder):
+        def __init__(self, image_shape, n_components):
+            super().__init__(image_shape, n_components)
+            self.same = self.linear
+
+    globals()["Tied"] = Tied
+    Tied.__qualname__ = "Tied"
+    dim = DIMTransformer(n_components=8, encoder=Tied, max_epochs=1, random_state=0).fit(digits[0])
+    copy = pickle.loads(pickle.dumps(dim))
+    assert copy.encoder_.same.weight is copy.encoder_.linear.weight

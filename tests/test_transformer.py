@@ -5,12 +5,26 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
 from skdim import DIMTransformer
+from skdim.encoders import DCGANEncoder, read_layers
 from skdim.net import DIMNet
 
 TERMS = ("local", "global", "prior")
+
+
+class OwnEncoder(nn.Module):
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 12, 3, stride=2, padding=1)
+        self.drop = nn.Dropout(0.2)
+        self.linear = nn.LazyLinear(n_components)
+
+    def forward(self, images):
+        features = torch.relu(self.conv(images))
+        return self.linear(self.drop(features.flatten(1))), features
 
 
 def small(**params):
@@ -98,12 +112,14 @@ def test_the_prior_discriminator_is_an_adversary(digits):
 
 
 def test_untrained_encoder_is_the_start_of_training(digits):
-    untrained = small(max_epochs=0).fit(digits[0])
-    assert untrained.history_ == []
-    assert untrained.n_iter_ == 0
-    warm = clone(untrained).set_params(max_epochs=0, warm_start=True).fit(digits[0])
-    assert np.array_equal(untrained.transform(digits[0]), warm.transform(digits[0]))
-    assert not np.array_equal(untrained.transform(digits[0]), small().fit_transform(digits[0]))
+    X, _ = digits
+    dim = small(max_epochs=0).fit(X)
+    assert dim.history_ == []
+    assert dim.n_iter_ == 0
+    untrained = dim.transform(X)
+    trained = dim.set_params(max_epochs=2, warm_start=True).fit(X).transform(X)
+    assert np.array_equal(trained, small().fit_transform(X))
+    assert not np.array_equal(trained, untrained)
 
 
 def test_same_random_state_same_bits_and_another_seed_others(digits):
@@ -113,15 +129,20 @@ def test_same_random_state_same_bits_and_another_seed_others(digits):
     assert not np.array_equal(first, small(random_state=1).fit_transform(X))
 
 
-def test_global_generators_stay_untouched(digits):
+def test_global_generators_stay_untouched(digits, monkeypatch):
     def states():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
 
+    reseeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
     before = states()
     dim = small().fit(digits[0])
     dim.transform(digits[0])
     dim.partial_fit(digits[0])
+    small(encoder=OwnEncoder).fit(digits[0])
+    copy.deepcopy(dim)
     assert states() == before
+    assert reseeded == []
 
 
 def test_number_of_threads_is_given_back(digits):
@@ -168,10 +189,22 @@ def test_the_last_short_batch_loses_no_image_and_is_never_one(digits):
         assert dim.history_[0]["images_per_second"] * dim.history_[0]["seconds"] == pytest.approx(n)
 
 
-def test_class_sorted_data_is_shuffled(digits):
-    X, _ = digits
-    order = np.argsort(digits[1], kind="stable")
-    assert np.isfinite(small(negatives="roll").fit_transform(X[order])).all()
+def test_images_are_shuffled_anew_each_epoch(digits):
+    seen = []
+
+    class Watched(OwnEncoder):
+        def forward(self, images):
+            if self.training:
+                seen.append(images.detach().flatten(1).sum(1))
+            return super().forward(images)
+
+    dim = small(encoder=Watched, batch_size=100, max_epochs=2).fit(digits[0])
+    first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
+    in_order = torch.from_numpy((digits[0].astype(np.float32) - dim.mean_[0]) / dim.std_[0]).sum(1)
+    for epoch in (first, second):
+        assert not torch.allclose(epoch, in_order, atol=1e-2)
+        torch.testing.assert_close(epoch.sort().values, in_order.sort().values, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(first, second)
 
 
 def test_warm_start_goes_on(digits):
@@ -238,45 +271,31 @@ def test_bfloat16_is_really_used_and_differs_little(digits):
     assert exact.loss_curve_[0] == pytest.approx(rounded.loss_curve_[0], rel=0.05)
 
 
-@pytest.mark.parametrize("lr_schedule", ["one_cycle", "constant"])
-@pytest.mark.parametrize("n_steps", [1, 2, 5])
-def test_learning_rate_schedule(digits, lr_schedule, n_steps):
+@pytest.mark.parametrize("n_steps", [1, 2, 15])
+def test_learning_rate_schedule(digits, n_steps, monkeypatch):
     rates = []
+    step = DIMNet.train_step
 
-    class Recorder(nn.Module):
-        def __init__(self, image_shape, n_components):
-            super().__init__()
-            self.conv = nn.Conv2d(1, n_components, 8)
+    def record(self, batch, **kwargs):
+        rates.append((self.optimizer_.param_groups[0]["lr"], self.prior_optimizer_.param_groups[0]["lr"]))
+        return step(self, batch, **kwargs)
 
-        def forward(self, images):
-            features = self.conv(images)
-            if self.training:
-                rates.append(dim_net()[0]["lr"])
-            return features.flatten(1), features
-
-    def dim_net():
-        return dim.net_.optimizer_.param_groups
-
-    dim = small(encoder=Recorder, lr_schedule=lr_schedule, lr=0.01, max_epochs=1, batch_size=20)
-    dim.fit(digits[0][: 20 * n_steps])
+    monkeypatch.setattr(DIMNet, "train_step", record)
+    dim = small(lr=0.01, max_epochs=1, batch_size=20, lr_schedule="constant").fit(digits[0][: 20 * n_steps])
+    assert rates == [(0.01, pytest.approx(0.001))] * n_steps
+    rates.clear()
+    dim.set_params(lr_schedule="one_cycle").fit(digits[0][: 20 * n_steps])
+    encoder_rates = [rate for rate, _ in rates]
     assert len(rates) == n_steps
-    if lr_schedule == "constant":
-        assert rates == [0.01] * n_steps
-    else:
-        assert max(rates) <= 0.01
-        assert n_steps == 1 or rates[-1] < max(rates)
-
-
-class OwnEncoder(nn.Module):
-    def __init__(self, image_shape, n_components):
-        super().__init__()
-        self.conv = nn.Conv2d(image_shape[0], 12, 3, stride=2, padding=1)
-        self.drop = nn.Dropout(0.2)
-        self.linear = nn.LazyLinear(n_components)
-
-    def forward(self, images):
-        features = torch.relu(self.conv(images))
-        return self.linear(self.drop(features.flatten(1))), features
+    assert all(prior_rate == pytest.approx(rate / 10) for rate, prior_rate in rates)
+    assert max(encoder_rates) <= 0.01
+    if n_steps == 15:
+        top = int(np.argmax(encoder_rates))
+        assert max(encoder_rates) > 0.009
+        assert 0 < top < 8
+        assert encoder_rates[: top + 1] == sorted(encoder_rates[: top + 1])
+        assert encoder_rates[top:] == sorted(encoder_rates[top:], reverse=True)
+        assert encoder_rates[-1] < 0.001
 
 
 @pytest.mark.parametrize("as_instance", [False, True])
@@ -295,6 +314,130 @@ def test_own_encoder(digits, as_instance):
     if as_instance:
         assert dim.encoder_ is not encoder
         assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in weights.items())
+
+
+def test_a_subclass_of_a_built_in_encoder_is_read_through_its_own_forward(digits):
+    class Sevens(DCGANEncoder):
+        def forward(self, images):
+            embedding, features = super().forward(images)
+            return 0 * embedding + 7, features
+
+    assert (small(encoder=Sevens, max_epochs=0).fit_transform(digits[0]) == 7).all()
+
+
+def test_an_encoder_with_other_than_2d_convolutions(digits):
+    class Volume(OwnEncoder):
+        def __init__(self, image_shape, n_components):
+            super().__init__(image_shape, n_components)
+            self.deep = nn.Conv3d(1, 1, 3, padding=1)
+
+        def forward(self, images):
+            return super().forward(self.deep(images[:, None])[:, 0])
+
+    assert np.isfinite(small(encoder=Volume, max_epochs=1).fit_transform(digits[0])).all()
+
+
+def test_an_encoder_that_copies_a_fitted_transformer(digits):
+    teacher = small().fit(digits[0])
+
+    class Student(OwnEncoder):
+        def __init__(self, image_shape, n_components):
+            super().__init__(image_shape, n_components)
+            self.teacher = copy.deepcopy(teacher).encoder_
+
+    assert np.isfinite(small(encoder=Student, max_epochs=1).fit_transform(digits[0])).all()
+
+
+def test_encoder_and_critics_start_from_different_numbers(digits):
+    dim = small(max_epochs=0).fit(digits[0])
+    first, other = (
+        next(module.parameters()).detach().flatten()[:256] for module in (dim.encoder_, dim.discriminators_["local"])
+    )
+    assert abs(np.corrcoef(first, other)[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("n_features", [100, 101, 1024, 3071, 3072])
+def test_wide_rows(n_features):
+    X = np.random.default_rng(0).random((4, n_features))
+    dim = small(max_epochs=1, mi_units=8, image_shape=None if n_features != 3072 else (1, 1, 3072))
+    assert np.isfinite(dim.fit_transform(X)).all()
+
+
+def test_early_stopping_ends_training_and_keeps_it(digits):
+    stop = EarlyStopping(monitor="train_loss", patience=2, threshold=10.0, threshold_mode="abs", sink=lambda _: None)
+    dim = small(max_epochs=10, callbacks=[stop]).fit(digits[0])
+    assert dim.n_iter_ == len(dim.history_) < 10
+    assert np.isfinite(dim.transform(digits[0])).all()
+    assert clone(dim).get_params()["callbacks"] is not None
+
+
+def test_epoch_and_batch_callbacks(digits):
+    events = []
+
+    class Watcher(Callback):
+        def on_train_begin(self, net, **kwargs):
+            events.append("train")
+
+        def on_epoch_end(self, net, **kwargs):
+            events.append(("epoch", net.history[-1, "train_loss"], len(net.history[-1]["batches"])))
+
+    class BatchWatcher(Watcher):
+        def on_batch_end(self, net, batch, loss, **kwargs):
+            events.append((len(batch), net.history[-1, "batches", -1, "train_loss"] == loss.item()))
+
+    dim = small(callbacks=[Watcher()]).fit(digits[0])
+    assert events == ["train", *(("epoch", loss, 0) for loss in dim.loss_curve_)]
+    events.clear()
+    dim.set_params(callbacks=[("mine", BatchWatcher())], max_epochs=1).fit(digits[0])
+    assert events == ["train", *[(100, True)] * 3, ("epoch", dim.loss_curve_[0], 3)]
+
+
+def test_interrupts_other_than_at_the_end_of_an_epoch_propagate(digits):
+    class Interrupt(Callback):
+        def on_batch_end(self, net, **kwargs):
+            raise KeyboardInterrupt
+
+    dim = small(callbacks=[Interrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        dim.fit(digits[0])
+    assert not hasattr(dim, "encoder_")
+
+
+def test_a_bad_last_step_is_an_error_too(digits):
+    with pytest.raises(FloatingPointError, match="embeddings are not finite after the last step"):
+        small(lr=1e12, lr_schedule="constant", max_epochs=1, batch_size=300, prior_weight=0).fit(digits[0])
+
+
+@pytest.mark.parametrize("n_failures", [1, 3])
+def test_transform_shrinks_its_batch_when_memory_is_short(digits, monkeypatch, n_failures):
+    X, _ = digits
+    dim = small().fit(X)
+    expected = dim.transform(X)
+    failures = [torch.OutOfMemoryError("CUDA out of memory.")] * n_failures
+    sizes = []
+
+    def short_of_memory(encoder, images):
+        sizes.append(len(images))
+        if failures:
+            raise failures.pop()
+        return read_layers(encoder, images)
+
+    monkeypatch.setattr("skdim.inference.read_layers", short_of_memory)
+    np.testing.assert_allclose(dim.transform(X), expected, rtol=1e-5, atol=1e-6)
+    assert sizes[: n_failures + 1] == [64 >> i for i in range(n_failures + 1)]
+    failures = [RuntimeError("another error")]
+    with pytest.raises(RuntimeError, match="another error"):
+        dim.transform(X)
+
+
+@pytest.mark.slow
+def test_compile_trains_the_same_model(digits):
+    X, _ = digits
+    eager = small(precision="float32", mi_units=16).fit(X)
+    compiled = clone(eager).set_params(compile=True).fit(X)
+    np.testing.assert_allclose(compiled.loss_curve_, eager.loss_curve_, rtol=1e-3)
+    assert compiled.transform(X).shape == (300, 8)
+    copy.deepcopy(compiled)
 
 
 def test_divergence_is_an_error_and_the_last_fit_survives(digits):

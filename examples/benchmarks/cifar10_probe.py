@@ -10,13 +10,12 @@ them; accuracy is measured on the last 10,000 images of the file, which nothing 
 import argparse
 import ast
 import inspect
-import platform
 import time
 import warnings
 
 import numpy as np
-import torch
 from cifar10 import N_TEST, load_cifar10
+from machine import describe_machine
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -69,8 +68,8 @@ def main():
     dim.fit(X_train)
     seconds = time.perf_counter() - start
     print(f"data      {data}: {len(X_train)} training images, {len(X_test)} held-out images")
-    print(f"machine   {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {dim.device_}")
-    print(f"versions  torch {torch.__version__}, random_state {params['random_state']}")
+    print(f"machine   {describe_machine(dim.device_)}")
+    print(f"seed      {params['random_state']}")
     print(f"model     {dim}")
     print(f"training  {dim.n_iter_} epochs, {seconds:.1f} s, {dim.n_iter_ * len(X_train) / seconds:.0f} images/s")
     print(f"loss      {', '.join(f'{epoch:.3f}' for epoch in dim.loss_curve_)}\n")

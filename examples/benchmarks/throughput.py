@@ -12,7 +12,6 @@ several pairs of runs, one after the other, so that a drift of the machine's spe
 """
 
 import argparse
-import copy
 import math
 import multiprocessing
 import resource
@@ -21,14 +20,17 @@ import time
 
 import numpy as np
 import torch
+from machine import describe_machine
 from skorch import NeuralNet
 from torch import nn
 from torch.nn.functional import log_softmax, softplus
 from torch.utils.flop_counter import FlopCounterMode
 
 from skdim import DIMTransformer
+from skdim.batches import Standardizer
 from skdim.devices import resolve_device
 from skdim.encoders import DCGANEncoder, Stride1Encoder
+from skdim.images import Images
 
 DEVICE = resolve_device("auto")
 
@@ -70,9 +72,6 @@ def trained_net(n=256, **params):
 
 
 def standardized_batches(dim, n, batch_size):
-    from skdim.batches import Standardizer
-    from skdim.images import Images
-
     standardize = Standardizer(dim.mean_, dim.std_, DEVICE)
     images = Images(noise(n), (3, 32, 32), True)
     return [standardize(images.take(slice(i, i + batch_size))) for i in range(0, n, batch_size)]
@@ -308,17 +307,13 @@ class PlainCriterion(nn.Module):
         return terms[0] + 0.5 * terms[1] + 0.1 * terms[2]
 
 
-class PlainNet(NeuralNet):
-    """skorch as it comes, but for a batch's length, which is not that of its loss terms."""
-
-
 def section_e(arguments):
     """Section (e): skorch's own fit | fit."""
     n, epochs = arguments.n_images, 1
     model = trained_net().net_.module_
     images = np.ascontiguousarray(noise(n, np.float32).transpose(0, 3, 1, 2) / 255)
     X = noise(n)
-    net = PlainNet(
+    net = NeuralNet(
         PlainModel(model).to(DEVICE),
         criterion=PlainCriterion,
         optimizer=torch.optim.Adam,
@@ -400,7 +395,7 @@ class FitMemory:
     def __call__(self, step, X=None):
         if step == "prepare":
             return noise(self.n)
-        DIMTransformer(**{"max_epochs": 1, "random_state": 0} | self.params).fit(X.reshape(len(X), -1).reshape(X.shape))
+        DIMTransformer(**{"max_epochs": 1, "random_state": 0} | self.params).fit(X)
         return None
 
 
@@ -459,12 +454,14 @@ SECTIONS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", help="letters of the sections to run (default all)")
+    parser.add_argument(
+        "sections", nargs="*", choices=[*SECTIONS, []], help="letters of the sections to run (default all)"
+    )
     parser.add_argument("--n-images", type=int, default=4096, help="images an epoch (default 4096)")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of runs (default 5)")
     arguments = parser.parse_args()
-    chosen = copy.copy(arguments.sections) or list(SECTIONS)
-    print(f"torch {torch.__version__}, {DEVICE}, {torch.get_num_threads()} threads; images of 3 x 32 x 32, noise")
+    chosen = arguments.sections or list(SECTIONS)
+    print(f"{describe_machine(DEVICE)}; images of 3 x 32 x 32, noise, seed 0")
     print(f"{'':60}{'images/s':>10}{'images/s':>10}{'ratio':>9}")
     for letter in chosen:
         SECTIONS[letter](arguments)
