@@ -252,13 +252,19 @@ def channel_statistics(images: Images) -> tuple[NDArray[np.float32], NDArray[np.
     UserWarning
         If all channels are constant.
     """
-    axes = (0, 1, 2) if images.channels_last else (0, 2, 3)
-    per_chunk = max(1, CHUNK_BYTES // (8 * prod(images.shape)))
-    chunks = [images.array[start : start + per_chunk] for start in range(0, len(images), per_chunk)]
-    n_pixels = len(images) * images.shape[1] * images.shape[2]
-    mean = sum(chunk.sum(axis=axes, dtype=np.float64) for chunk in chunks) / n_pixels
-    offset = mean if images.channels_last else mean[:, None, None]
-    variance = sum(np.square(chunk - offset).sum(axis=axes) for chunk in chunks) / n_pixels
+    # float32 holds sums of a chunk of bytes; squares of floats may not fit in it.
+    dtype = torch.float32 if images.array.dtype == np.uint8 else torch.float64
+    per_chunk = max(1, CHUNK_BYTES // (dtype.itemsize * prod(images.shape)))
+    count, mean, variance = 0, np.zeros(images.shape[0]), np.zeros(images.shape[0])
+    for start in range(0, len(images), per_chunk):
+        chunk = images.take(slice(start, start + per_chunk)).to(dtype)
+        moments = torch.var_mean(chunk, dim=(0, 2, 3), correction=0)
+        chunk_variance, chunk_mean = (moment.double().numpy() for moment in moments)
+        weight = len(chunk) / (count + len(chunk))
+        delta = chunk_mean - mean
+        mean += weight * delta
+        variance += weight * (chunk_variance - variance) + weight * (1 - weight) * delta**2
+        count += len(chunk)
     std = np.sqrt(variance)
     # Far below the resolution of float32 a spread is rounding, not signal.
     constant = std <= np.maximum(1e-7 * np.abs(mean), 1e-30)

@@ -12,7 +12,7 @@ from skdim.images import Images
 __all__ = ["encode"]
 
 # Images a batch. On the CPU larger batches bring nothing; on CUDA the batch shrinks where memory is short.
-CPU_BATCH = 64
+CPU_BATCH = 128
 CUDA_BATCH = 1024
 
 

@@ -348,3 +348,13 @@ def test_another_range_than_in_fit_is_warned_about(trained, now):
         with pytest.warns(UserWarning, match="of another range") as caught:
             method(IMAGES.astype(now))
         assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_mean_and_std_are_those_of_all_images(monkeypatch, dtype):
+    monkeypatch.setattr("skdim.images.CHUNK_BYTES", 3000)
+    X = IMAGES.astype(dtype)
+    dim = DIMTransformer(n_components=2, max_epochs=0).fit(X)
+    scale = 255 if dtype == np.uint8 else 1
+    np.testing.assert_allclose(dim.mean_, X.mean((0, 2, 3), dtype=np.float64) / scale, rtol=1e-5)
+    np.testing.assert_allclose(dim.std_, X.std((0, 2, 3), dtype=np.float64) / scale, rtol=1e-5)

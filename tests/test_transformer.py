@@ -424,7 +424,7 @@ def test_transform_shrinks_its_batch_when_memory_is_short(digits, monkeypatch, n
 
     monkeypatch.setattr("skdim.inference.read_layers", short_of_memory)
     np.testing.assert_allclose(dim.transform(X), expected, rtol=1e-5, atol=1e-6)
-    assert sizes[: n_failures + 1] == [64 >> i for i in range(n_failures + 1)]
+    assert sizes[: n_failures + 1] == [128 >> i for i in range(n_failures + 1)]
     failures = [RuntimeError("another error")]
     with pytest.raises(RuntimeError, match="another error"):
         dim.transform(X)
