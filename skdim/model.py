@@ -54,7 +54,9 @@ class InfoMaxModel(nn.Module):
         """The critics and the prior discriminator, by the name of their term."""
         return dict(self.critics.items()) | ({} if self.prior is None else {"prior": self.prior})
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+    def forward(
+        self, images: Tensor, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Compute the mutual-information terms of a batch.
 
         Parameters
@@ -68,15 +70,25 @@ class InfoMaxModel(nn.Module):
         -------
         terms : dict
             "local" and "global", where there is such a critic: scalar losses.
+        bounds : dict
+            "local_bound" and "global_bound", in nats, where the objective is a bound of the mutual information.
         embedding : Tensor of shape (N, d)
             The embeddings.
         """
         embedding, features = self.encoder(images)
-        terms = {
-            name: contrast(critic, self.objective, features, embedding, self.negatives, generator)  # type: ignore[arg-type]
-            for name, critic in self.critics.items()
-        }
-        return terms, embedding
+        terms, bounds = {}, {}
+        for name, critic in self.critics.items():
+            terms[name], bound = contrast(
+                critic,  # type: ignore[arg-type]
+                self.objective,
+                features,
+                embedding,
+                self.negatives,
+                generator,
+            )
+            if bound is not None:
+                bounds[f"{name}_bound"] = bound
+        return terms, bounds, embedding
 
     def prior_discriminator_loss(self, embedding: Tensor, generator: torch.Generator) -> Tensor:
         """Loss of the prior discriminator: prior samples are real, embeddings are not.
@@ -163,8 +175,8 @@ def contrast(
     embedding: Tensor,
     negatives: str,
     generator: torch.Generator,
-) -> Tensor:
-    """Loss of one critic on a batch.
+) -> tuple[Tensor, Tensor | None]:
+    """Loss of one critic on a batch, and the bound in nats that it stands for.
 
     Parameters
     ----------
@@ -183,8 +195,10 @@ def contrast(
 
     Returns
     -------
-    Tensor of shape ()
+    loss : Tensor of shape ()
         The loss.
+    bound : Tensor of shape () or None
+        Lower bound of the mutual information in nats, without gradient, where the objective is one.
     """
     maps, vectors = critic.encode(features, embedding)
     if negatives == "batch":
@@ -196,7 +210,10 @@ def contrast(
         # embedding i, as its positives do.
         negative = _at_least_float32(critic.score(maps, vectors[shift]))[torch.argsort(shift)]
         reduced = objective.reduce(negative, negative.shape[1])
-    return objective.loss(positive, reduced)
+    loss = objective.loss(positive, reduced)
+    n_images, n_locations = positive.shape
+    n_negatives = n_locations * (n_images - 1 if negatives == "batch" else 1)
+    return loss, None if objective.bound is None else objective.bound(loss.detach(), n_negatives)
 
 
 def _at_least_float32(scores: Tensor) -> Tensor:

@@ -23,7 +23,10 @@ __all__ = ["DIMNet", "private_rng"]
 PRIOR_LR_RATIO = 0.1
 
 # What an epoch's record has beside its loss.
-RECORDED = ("local", "global", "prior", "prior_discriminator", "seconds", "images_per_second")
+RECORDED = (
+    *("local", "global", "prior", "prior_discriminator", "local_bound", "global_bound"),
+    *("seconds", "images_per_second"),
+)
 
 # Reentrant, because a user's module may load or copy an estimator when it is built.
 _rng_lock = threading.RLock()
@@ -243,8 +246,7 @@ class DIMNet(NeuralNet):
         model = self.module_
         device_type = batch.device.type
         with torch.autocast(device_type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            terms, embedding = model(batch, self.generator)
-        report = {}
+            terms, report, embedding = model(batch, self.generator)
         if model.prior is not None:
             # The prior's small networks stay in float32: their losses differ by less than bfloat16 resolves.
             report["prior_discriminator"] = self._step_prior_discriminator(embedding)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["donsker_varadhan", "infonce", "jsd"]
+__all__ = ["donsker_varadhan", "f_divergence", "infonce", "jsd"]
 
 
 class Objective(NamedTuple):
@@ -30,10 +30,14 @@ class Objective(NamedTuple):
     loss : callable
         ``loss(positive, reduced)`` maps positive scores of shape (N, L) and the reduced negatives of shape (N,) to
         the scalar loss.
+    bound : callable or None
+        ``bound(loss, count)`` is the lower bound of the mutual information, in nats, that the loss stands for; None
+        where the loss bounds nothing.
     """
 
     reduce: Callable[[Tensor, int], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
+    bound: Callable[[Tensor, int], Tensor] | None = None
 
     def __call__(self, positive: Tensor, negative: Tensor) -> Tensor:
         return self.loss(positive, self.reduce(negative, negative.shape[1]))
@@ -64,11 +68,39 @@ def _donsker_varadhan_loss(positive: Tensor, log_mean_exp: Tensor) -> Tensor:
     return torch.logsumexp(log_mean_exp, dim=0) - math.log(len(log_mean_exp)) - positive.mean()
 
 
-INFONCE = Objective(_log_sum_exp, _infonce_loss)
+INFONCE = Objective(_log_sum_exp, _infonce_loss, lambda loss, count: math.log(1 + count) - loss)
 JSD = Objective(_mean_softplus, _jsd_loss)
-DONSKER_VARADHAN = Objective(_log_mean_exp, _donsker_varadhan_loss)
+DONSKER_VARADHAN = Objective(_log_mean_exp, _donsker_varadhan_loss, lambda loss, count: -loss)
 
-OBJECTIVES = {"infonce": INFONCE, "jsd": JSD, "dv": DONSKER_VARADHAN}
+# Beyond this score an exponential goes on as its tangent.
+EXP_LIMIT = 10.0
+
+
+def _exp(scores: Tensor) -> Tensor:
+    """Exponential that grows linearly beyond EXP_LIMIT, so that neither it nor its gradient can overflow."""
+    return torch.exp(scores.clamp(max=EXP_LIMIT)) * (1 + (scores - EXP_LIMIT).clamp(min=0))
+
+
+def _f_divergence(positive_term: Callable[[Tensor], Tensor], negative_term: Callable[[Tensor], Tensor]) -> Objective:
+    def reduce(negative: Tensor, count: int) -> Tensor:
+        excluded = negative == -torch.inf
+        terms = negative_term(negative.masked_fill(excluded, 0.0))
+        return terms.masked_fill(excluded, 0.0).sum(dim=1) / count
+
+    def loss(positive: Tensor, mean_term: Tensor) -> Tensor:
+        return mean_term.mean() - positive_term(positive).mean()
+
+    return Objective(reduce, loss)
+
+
+F_DIVERGENCES = {
+    "kl": _f_divergence(lambda t: t, lambda t: _exp(t - 1)),
+    "rkl": _f_divergence(lambda t: -_exp(-t), lambda t: t - 1),
+    "hellinger": _f_divergence(lambda t: 1 - _exp(-t), lambda t: _exp(t) - 1),
+    "chi2": _f_divergence(lambda t: t, lambda t: t.square() / 4 + t),
+}
+
+OBJECTIVES = {"infonce": INFONCE, "jsd": JSD, "dv": DONSKER_VARADHAN} | F_DIVERGENCES
 
 
 def infonce(positive: Tensor, negative: Tensor) -> Tensor:
@@ -140,3 +172,41 @@ def donsker_varadhan(positive: Tensor, negative: Tensor) -> Tensor:
         The loss, in nats.
     """
     return DONSKER_VARADHAN(positive, negative)
+
+
+def f_divergence(positive: Tensor, negative: Tensor, divergence: str = "kl") -> Tensor:
+    r"""Loss of a variational f-divergence between the positive and the negative pairs (f-GAN).
+
+    .. math:: \frac{1}{NM} \sum_{i,m} f^*(g(T'_{im})) - \frac{1}{NL} \sum_{i,l} g(T_{il})
+
+    ============ ======================= =======================
+    divergence   :math:`g(t)`            :math:`f^*(g(t))`
+    ============ ======================= =======================
+    "kl"         :math:`t`               :math:`e^{t - 1}`
+    "rkl"        :math:`-e^{-t}`         :math:`t - 1`
+    "hellinger"  :math:`1 - e^{-t}`      :math:`e^t - 1`
+    "chi2"       :math:`t`               :math:`t^2 / 4 + t`
+    ============ ======================= =======================
+
+    Overflow is held off by letting an exponential go on as its tangent where its argument passes 10: losses and
+    gradients stay finite at any score that training can meet, and are exact below.
+
+    Parameters
+    ----------
+    positive : Tensor of shape (N, L)
+        Scores of each image's own L locations, float32 or float64.
+    negative : Tensor of shape (N, M)
+        Scores against other images, own-image entries already excluded.
+    divergence : {"kl", "rkl", "hellinger", "chi2"}, default="kl"
+        Kullback-Leibler, reverse Kullback-Leibler, squared Hellinger or Pearson chi-squared.
+
+    Returns
+    -------
+    Tensor of shape ()
+        The loss.
+
+    References
+    ----------
+    S. Nowozin, B. Cseke, R. Tomioka, "f-GAN", NeurIPS 2016, arXiv:1606.00709.
+    """
+    return F_DIVERGENCES[divergence](positive, negative)

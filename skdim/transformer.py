@@ -74,8 +74,9 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Weight of the match of ``sigmoid(y)`` to the uniform prior, the paper's gamma. The prior discriminator is
         trained at a tenth of `lr`: at `lr` itself it wins outright, and its gradients distort the embedding.
 
-    mi_estimator : {"infonce", "jsd", "dv"}, default="infonce"
-        The mutual-information objective: InfoNCE, Jensen-Shannon or Donsker-Varadhan.
+    mi_estimator : {"infonce", "jsd", "dv", "kl", "rkl", "hellinger", "chi2"}, default="infonce"
+        The mutual-information objective: InfoNCE, Jensen-Shannon, Donsker-Varadhan, or the variational form of an
+        f-divergence, see `skdim.objectives`.
 
     discriminator : {"dot", "concat"}, default="dot"
         Form of the critics: "dot" encodes both sides and takes the dot product, "concat" puts both into one
@@ -150,7 +151,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Epochs trained.
     history_ : list of dict
         One dict an epoch: "loss", each of its terms before weighting ("local", "global", "prior"),
-        "prior_discriminator", "seconds" and "images_per_second".
+        "prior_discriminator", "seconds" and "images_per_second"; with "infonce" and "dv" also "local_bound" and
+        "global_bound", lower bounds of the mutual information in nats.
     loss_curve_ : list of float
         The weighted loss of each epoch.
     device_ : torch.device

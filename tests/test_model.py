@@ -115,6 +115,14 @@ def score_of_pair(critic, location, vector):
     return third.weight[0] @ hidden + third.bias[0]
 
 
+F_GAN = {
+    "kl": (lambda t: t, lambda t: torch.exp(t - 1)),
+    "rkl": (lambda t: -torch.exp(-t), lambda t: t - 1),
+    "hellinger": (lambda t: 1 - torch.exp(-t), lambda t: torch.exp(t) - 1),
+    "chi2": (lambda t: t, lambda t: t * t / 4 + t),
+}
+
+
 def loss_by_loops(critic, objective, features, embedding, others):
     maps, vectors = critic.encode(features, embedding)
     n_images, n_locations, _ = maps.shape
@@ -135,6 +143,11 @@ def loss_by_loops(critic, objective, features, embedding, others):
     if objective == "dv":
         mean_exp = sum(torch.exp(score) for score in all_negative) / len(all_negative)
         return torch.log(mean_exp) - sum(all_positive) / len(all_positive)
+    if objective in F_GAN:
+        positive_term, negative_term = F_GAN[objective]
+        gain = sum(map(positive_term, all_positive)) / len(all_positive)
+        return sum(map(negative_term, all_negative)) / len(all_negative) - gain
+    assert objective == "infonce"
     terms = []
     for own, row in zip(positive, negative, strict=True):
         sum_exp = sum(torch.exp(score) for score in row)
@@ -161,7 +174,7 @@ def gradients(loss, critic, features, embedding):
 @pytest.mark.parametrize("critic_name", CRITICS)
 def test_contrast_equals_loops_over_images_and_pairs(critic_name, objective, negatives, n_images):
     critic, features, embedding = make_batch(critic_name, n_images)
-    loss = contrast(critic, OBJECTIVES[objective], features, embedding, negatives, seeded())
+    loss = contrast(critic, OBJECTIVES[objective], features, embedding, negatives, seeded())[0]
     expected = loss_by_loops(critic, objective, features, embedding, images_of_negatives(n_images, negatives))
     assert loss.shape == ()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
@@ -219,7 +232,7 @@ def test_own_image_never_stands_among_the_negatives(n_images, negatives, limit, 
     expected = {"infonce": 0.0, "jsd": math.log(2), "dv": -1e4}
     for seed in range(5):
         for name, value in expected.items():
-            loss = contrast(OwnImageCritic(), OBJECTIVES[name], *identities(n_images, 4), negatives, seeded(seed))
+            loss = contrast(OwnImageCritic(), OBJECTIVES[name], *identities(n_images, 4), negatives, seeded(seed))[0]
             assert loss.item() == pytest.approx(value, abs=1e-6)
 
 
@@ -231,10 +244,10 @@ def test_own_image_never_stands_among_the_negatives(n_images, negatives, limit, 
 @pytest.mark.parametrize("critic_name", CRITICS)
 def test_chunks_change_neither_loss_nor_gradients(critic_name, objective, limit, monkeypatch):
     critic, features, embedding = make_batch(critic_name, n_images=5)
-    whole = contrast(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())
+    whole = contrast(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())[0]
     whole_gradients = gradients(whole, critic, features, embedding)
     monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", limit)
-    chunked = contrast(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())
+    chunked = contrast(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())[0]
     torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
     chunked_gradients = gradients(chunked, critic, features, embedding)
     for value, expected in zip(chunked_gradients, whole_gradients, strict=True):
@@ -245,9 +258,9 @@ def test_chunks_change_neither_loss_nor_gradients(critic_name, objective, limit,
 def test_chunks_work_without_gradients(critic_name, monkeypatch):
     critic, features, embedding = make_batch(critic_name, n_images=5, dtype=torch.float32)
     with torch.no_grad():
-        whole = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())
+        whole = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
         monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", 1)
-        chunked = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())
+        chunked = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
     torch.testing.assert_close(chunked, whole)
 
 
@@ -264,7 +277,7 @@ def test_chunks_are_as_large_as_the_limit_allows_and_are_not_kept(critic_name, n
         return score_all(maps, vectors)
 
     monkeypatch.setattr(critic, "score_all", watched)
-    loss = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())
+    loss = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
     assert rows == [2, 2, 1]
     loss.backward()
     assert sorted(rows) == [1, 1, 2, 2, 2, 2]
@@ -292,13 +305,13 @@ def build(terms, **options):
 def test_model_returns_the_term_of_each_critic(discriminator, negatives):
     model = build({"local", "global", "prior"}, discriminator=discriminator, negatives=negatives)
     images = torch.tensor(np.random.default_rng(0).standard_normal((4, 1, 16, 16)), dtype=torch.float32)
-    terms, embedding = model(images, seeded())
+    terms, _bounds, embedding = model(images, seeded())
     expected_embedding, features = model.encoder(images)
     torch.testing.assert_close(embedding, expected_embedding)
     assert set(terms) == {"local", "global"}
     generator = seeded()
     for name, critic in model.critics.items():
-        expected = contrast(critic, OBJECTIVES["infonce"], features, embedding, negatives, generator)
+        expected = contrast(critic, OBJECTIVES["infonce"], features, embedding, negatives, generator)[0]
         torch.testing.assert_close(terms[name], expected)
 
 
@@ -384,7 +397,7 @@ def test_prior_losses_stay_finite_for_huge_embeddings(scale):
 
 
 @pytest.mark.parametrize("negatives", ["batch", "roll", "shuffle"])
-@pytest.mark.parametrize("mi_estimator", ["infonce", "jsd", "dv"])
+@pytest.mark.parametrize("mi_estimator", OBJECTIVES)
 def test_gradcheck_of_the_chunked_loss(monkeypatch, mi_estimator, negatives):
     monkeypatch.setattr("skdim.model.MAX_PAIR_ELEMENTS", 1)
     torch.manual_seed(0)
@@ -394,6 +407,6 @@ def test_gradcheck_of_the_chunked_loss(monkeypatch, mi_estimator, negatives):
 
     def loss(features, embedding):
         generator = torch.Generator().manual_seed(0)
-        return contrast(critic, OBJECTIVES[mi_estimator], features, embedding, negatives, generator)
+        return contrast(critic, OBJECTIVES[mi_estimator], features, embedding, negatives, generator)[0]
 
     assert torch.autograd.gradcheck(loss, (features, embedding))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from skdim.objectives import donsker_varadhan, infonce, jsd
+from skdim.objectives import donsker_varadhan, f_divergence, infonce, jsd
 
 OBJECTIVES = {"infonce": infonce, "jsd": jsd, "dv": donsker_varadhan}
 SHAPES = [(2, 1, 1), (2, 1, 3), (2, 5, 1), (3, 4, 7), (5, 9, 2), (4, 6, 18), (8, 16, 112)]
@@ -194,3 +194,49 @@ def test_infonce_with_a_single_negative_is_logistic_loss():
     positive, negative = (torch.tensor(scores) for scores in normal_scores((4, 1, 1)))
     expected = torch.nn.functional.binary_cross_entropy_with_logits(positive - negative, torch.ones_like(positive))
     torch.testing.assert_close(infonce(positive, negative), expected)
+
+
+# The f-GAN forms, maximised: positive term, negative term.
+F_GAN = {
+    "kl": (lambda t: t, lambda t: np.exp(t - 1)),
+    "rkl": (lambda t: -np.exp(-t), lambda t: t - 1),
+    "hellinger": (lambda t: 1 - np.exp(-t), lambda t: np.exp(t) - 1),
+    "chi2": (lambda t: t, lambda t: t**2 / 4 + t),
+}
+
+
+@pytest.mark.parametrize("divergence", F_GAN)
+@pytest.mark.parametrize(("n", "n_locations", "n_negatives"), [(2, 1, 1), (3, 4, 7), (16, 9, 30)])
+def test_f_divergence_is_its_formula(divergence, n, n_locations, n_negatives):
+    rng = np.random.default_rng(0)
+    positive, negative = 3 * rng.standard_normal((n, n_locations)), 3 * rng.standard_normal((n, n_negatives))
+    g, conjugate = F_GAN[divergence]
+    expected = conjugate(negative).mean() - g(positive).mean()
+    loss = f_divergence(torch.from_numpy(positive), torch.from_numpy(negative), divergence)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("divergence", "chance"), [("kl", np.exp(-1)), ("rkl", 0), ("hellinger", 0), ("chi2", 0)])
+def test_f_divergence_at_zero_scores(divergence, chance):
+    assert f_divergence(torch.zeros(4, 3), torch.zeros(4, 9), divergence).item() == pytest.approx(chance, abs=1e-6)
+
+
+@pytest.mark.parametrize("divergence", F_GAN)
+@pytest.mark.parametrize("positive_sign", [-1e4, 1e4])
+@pytest.mark.parametrize("negative_sign", [-1e4, 1e4])
+def test_f_divergence_is_finite_at_large_scores(divergence, positive_sign, negative_sign):
+    positive = torch.full((2, 3), positive_sign, requires_grad=True)
+    negative = torch.full((2, 4), negative_sign, requires_grad=True)
+    loss = f_divergence(positive, negative, divergence)
+    loss.backward()
+    for value in (loss, positive.grad, negative.grad):
+        assert torch.isfinite(value).all()
+    assert (positive.grad <= 0).all()
+
+
+@pytest.mark.parametrize("divergence", F_GAN)
+def test_f_divergence_gradients(divergence):
+    torch.manual_seed(0)
+    positive = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    negative = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p, n: f_divergence(p, n, divergence), (positive, negative))

@@ -61,6 +61,10 @@ def test_every_combination_trains(digits, encoder, discriminator, mi_estimator, 
         ("jsd", "concat", "shuffle", 2 * np.log(2)),
         ("dv", "dot", "batch", 0.0),
         ("dv", "concat", "roll", 0.0),
+        ("kl", "dot", "batch", np.exp(-1)),
+        ("rkl", "dot", "roll", 0.0),
+        ("hellinger", "dot", "batch", 0.0),
+        ("chi2", "dot", "shuffle", 0.0),
     ],
 )
 def test_training_brings_the_local_loss_below_chance(digits, mi_estimator, discriminator, negatives, chance):
@@ -87,6 +91,17 @@ def test_history(digits):
         assert epoch["images_per_second"] == pytest.approx(300 / epoch["seconds"])
     assert dim.loss_curve_ == [epoch["loss"] for epoch in dim.history_]
     assert len(dim.net_.history) == 3
+
+
+@pytest.mark.parametrize("mi_estimator", ["infonce", "dv"])
+def test_history_reports_bounds_in_nats(digits, mi_estimator):
+    dim = small(mi_estimator=mi_estimator, batch_size=100, max_epochs=1).fit(digits[0])
+    epoch = dim.history_[0]
+    n_negatives = {"local": 99 * 16, "global": 99}
+    for term in ("local", "global"):
+        chance = np.log(1 + n_negatives[term]) if mi_estimator == "infonce" else 0.0
+        assert epoch[f"{term}_bound"] == pytest.approx(chance - epoch[term], rel=1e-4, abs=1e-4)
+    assert "local_bound" not in small(mi_estimator="jsd", max_epochs=1).fit(digits[0]).history_[0]
 
 
 def test_the_prior_discriminator_is_an_adversary(digits):
