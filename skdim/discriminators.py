@@ -315,10 +315,14 @@ class PriorDiscriminator(nn.Module):
     ----------
     n_components : int
         Width of the embedding.
+    prior : {"uniform", "normal"}, default="uniform"
+        The uniform distribution on [0, 1], to which ``sigmoid(y)`` is matched, or the standard normal one, to which
+        the embedding y itself is.
     """
 
-    def __init__(self, n_components: int) -> None:
+    def __init__(self, n_components: int, prior: str = "uniform") -> None:
         super().__init__()
+        self.is_uniform = prior == "uniform"
         self.logit = nn.Sequential(
             nn.Linear(n_components, 1000),
             nn.ReLU(inplace=True),
@@ -326,6 +330,15 @@ class PriorDiscriminator(nn.Module):
             nn.ReLU(inplace=True),
             nn.Linear(200, 1),
         )
+
+    def on_support(self, embedding: Tensor) -> Tensor:
+        """Bring embeddings (N, d) to the support of the prior, in float32."""
+        return torch.sigmoid(embedding.float()) if self.is_uniform else embedding.float()
+
+    def sample_like(self, samples: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw as many samples of the prior, on the same device."""
+        draw = torch.rand if self.is_uniform else torch.randn
+        return draw(samples.shape, generator=generator, device=samples.device)
 
     def forward(self, samples: Tensor) -> Tensor:
         """Compute one logit a sample; positive says "from the prior".

@@ -98,7 +98,7 @@ class InfoMaxModel(nn.Module):
         embedding : Tensor of shape (N, d)
             Embeddings; no gradient reaches them.
         generator : torch.Generator
-            Draws the samples of the uniform prior.
+            Draws the samples of the prior.
 
         Returns
         -------
@@ -106,8 +106,8 @@ class InfoMaxModel(nn.Module):
             Binary cross-entropy, 2 log 2 at chance.
         """
         assert self.prior is not None
-        fake = torch.sigmoid(embedding.detach().float())
-        real = torch.rand(fake.shape, generator=generator, device=fake.device)
+        fake = self.prior.on_support(embedding.detach())
+        real = self.prior.sample_like(fake, generator)
         real_logit, fake_logit = self.prior(torch.cat([real, fake])).float().chunk(2)
         return softplus(-real_logit).mean() + softplus(fake_logit).mean()
 
@@ -122,10 +122,10 @@ class InfoMaxModel(nn.Module):
         Returns
         -------
         Tensor of shape ()
-            ``-log D(sigmoid(y))``, log 2 at chance.
+            ``-log D(sigmoid(y))`` or, for the normal prior, ``-log D(y)``; log 2 at chance.
         """
         assert self.prior is not None
-        return softplus(-self.prior(torch.sigmoid(embedding.float())).float()).mean()
+        return softplus(-self.prior(self.prior.on_support(embedding)).float()).mean()
 
 
 def build_model(
@@ -138,6 +138,7 @@ def build_model(
     mi_units: int,
     mi_estimator: str,
     negatives: str,
+    prior: str,
 ) -> InfoMaxModel:
     """Put new discriminators around an encoder.
 
@@ -151,7 +152,7 @@ def build_model(
         Width of its embedding.
     terms : collection of str
         Which of "local", "global" and "prior" to build.
-    discriminator, mi_units, mi_estimator, negatives
+    discriminator, mi_units, mi_estimator, negatives, prior
         As in `DIMTransformer`.
 
     Returns
@@ -164,8 +165,8 @@ def build_model(
         for name in ("local", "global")
         if name in terms
     }
-    prior = PriorDiscriminator(n_components) if "prior" in terms else None
-    return InfoMaxModel(encoder, critics, prior, OBJECTIVES[mi_estimator], negatives)
+    prior_discriminator = PriorDiscriminator(n_components, prior) if "prior" in terms else None
+    return InfoMaxModel(encoder, critics, prior_discriminator, OBJECTIVES[mi_estimator], negatives)
 
 
 def contrast(

@@ -71,7 +71,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Weight of the global mutual information, the paper's alpha.
 
     prior_weight : float, default=0.1
-        Weight of the match of ``sigmoid(y)`` to the uniform prior, the paper's gamma. The prior discriminator is
+        Weight of the match of the embedding to the prior, the paper's gamma. The prior discriminator is
         trained at a tenth of `lr`: at `lr` itself it wins outright, and its gradients distort the embedding.
 
     mi_estimator : {"infonce", "jsd", "dv", "kl", "rkl", "hellinger", "chi2"}, default="infonce"
@@ -88,6 +88,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     negatives : {"batch", "roll", "shuffle"}, default="batch"
         Against what an embedding is told apart: the locations of all other images of its batch, of the next image,
         or of another image drawn at random.
+
+    prior : {"uniform", "normal"}, default="uniform"
+        What the embedding y is matched to: "uniform" matches ``sigmoid(y)`` to the uniform distribution on [0, 1] in
+        every dimension, "normal" y itself to the standard normal one.
 
     output_layer : {"embedding", "hidden", "features"}, default="embedding"
         What `transform` returns: the embedding; the layer of 1024 units before it ("dcgan" only); or the last
@@ -200,6 +204,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "discriminator": [StrOptions({"dot", "concat"})],
         "mi_units": [Interval(Integral, 1, None, closed="left")],
         "negatives": [StrOptions({"batch", "roll", "shuffle"})],
+        "prior": [StrOptions({"uniform", "normal"})],
         "output_layer": [StrOptions({"embedding", "hidden", "features"})],
         "max_epochs": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 2, None, closed="left")],
@@ -227,6 +232,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         discriminator: str = "dot",
         mi_units: int = 256,
         negatives: str = "batch",
+        prior: str = "uniform",
         output_layer: str = "embedding",
         max_epochs: int = 20,
         batch_size: int = 128,
@@ -250,6 +256,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.discriminator = discriminator
         self.mi_units = mi_units
         self.negatives = negatives
+        self.prior = prior
         self.output_layer = output_layer
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -421,7 +428,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _make_net(self, weights: dict[str, float], device: torch.device, seed: int, *, keep: bool) -> None:
         """Build discriminators, optimizers and net around the encoder; `keep` those there are, if they still serve."""
         terms = [name for name, weight in weights.items() if weight]
-        objective = (self.discriminator, self.mi_units, self.mi_estimator, self.negatives)
+        objective = (self.discriminator, self.mi_units, self.mi_estimator, self.negatives, self.prior)
         built_for = (terms, objective, self.precision, self.compile, device)
         if keep and hasattr(self, "net_") and built_for == self._built_for and device == self.device_:
             return
@@ -442,6 +449,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 mi_units=self.mi_units,
                 mi_estimator=self.mi_estimator,
                 negatives=self.negatives,
+                prior=self.prior,
             )
         place(model, device)
         if self.compile:

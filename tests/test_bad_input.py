@@ -177,6 +177,7 @@ def test_not_fitted():
         ("discriminator", "bilinear"),
         ("mi_units", 0),
         ("negatives", "all"),
+        ("prior", "laplace"),
         ("output_layer", "conv"),
         ("max_epochs", -1),
         ("batch_size", 1),

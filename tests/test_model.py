@@ -294,7 +294,13 @@ def test_chunks_hold_the_same_pairs(negatives, monkeypatch):
 
 
 def build(terms, **options):
-    options = {"discriminator": "dot", "mi_units": 8, "mi_estimator": "infonce", "negatives": "batch"} | options
+    options = {
+        "discriminator": "dot",
+        "mi_units": 8,
+        "mi_estimator": "infonce",
+        "negatives": "batch",
+        "prior": "uniform",
+    } | options
     torch.manual_seed(0)
     encoder = DCGANEncoder((1, 16, 16), N_COMPONENTS)
     return build_model(encoder, (64, 8, 8), N_COMPONENTS, terms=terms, **options)
@@ -322,9 +328,9 @@ def test_a_term_that_is_left_out_has_no_discriminator(left_out):
     assert built == {"local", "global", "prior"} - {left_out}
 
 
-class RecordingPrior(nn.Module):
+class RecordingPrior(PriorDiscriminator):
     def __init__(self):
-        super().__init__()
+        super().__init__(2)
         self.samples = []
 
     def forward(self, samples):

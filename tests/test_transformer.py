@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest, norm
 from sklearn.base import clone
 from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
@@ -124,6 +125,21 @@ def test_the_prior_discriminator_is_an_adversary(digits):
     after = model.prior_discriminator_loss(step, generator)
     assert after > before
     assert all(weight.requires_grad for weight in weights)
+
+
+@pytest.mark.parametrize("prior", ["uniform", "normal"])
+def test_the_prior_pulls_the_embedding_to_its_distribution(digits, prior):
+    def distances(prior_weight):
+        """Largest gap between the distribution functions of the embedding's dimensions and the prior's, averaged."""
+        dim = small(prior=prior, prior_weight=prior_weight, global_weight=0, max_epochs=60, batch_size=50)
+        Z = dim.fit_transform(digits[0])
+        distribution = norm.cdf if prior == "normal" else lambda z: z
+        samples = Z if prior == "normal" else 1 / (1 + np.exp(-Z.astype(float)))
+        return np.mean([kstest(column, distribution).statistic for column in samples.T])
+
+    matched, unmatched = distances(0.1), distances(0.0)
+    assert matched < 0.1
+    assert matched < 0.6 * unmatched
 
 
 def test_untrained_encoder_is_the_start_of_training(digits):
