@@ -1,7 +1,5 @@
 """Encoding all images, in batches of one size."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +40,7 @@ def encode(encoder: nn.Module, images: Images, standardize: Standardizer, layer:
     output = torch.empty((len(images), width), pin_memory=on_cuda)
     batch_size = CUDA_BATCH if on_cuda else CPU_BATCH
     start = 0
-    with torch.inference_mode(), _full_float32(on_cuda):
+    with torch.inference_mode():
         while start < len(images):
             batch = images.take(slice(start, start + batch_size))
             try:
@@ -57,16 +55,6 @@ def encode(encoder: nn.Module, images: Images, standardize: Standardizer, layer:
     if on_cuda:
         torch.cuda.synchronize(standardize.device)
     return output
-
-
-def _full_float32(on_cuda: bool) -> AbstractContextManager[None]:
-    """Hold off the 10-bit multiplications that cuDNN takes for float32 by default."""
-    if not on_cuda:
-        return nullcontext()
-    flags = torch.backends.cudnn
-    return flags.flags(
-        enabled=flags.enabled, benchmark=flags.benchmark, deterministic=flags.deterministic, allow_tf32=False
-    )
 
 
 def _encode_batch(encoder: nn.Module, standardize: Standardizer, batch: Tensor, layer: str, batch_size: int) -> Tensor:

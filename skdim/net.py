@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch import Tensor
 
 from skdim.batches import Batches
@@ -153,7 +153,7 @@ class DIMNet(NeuralNet):
         self._schedulers = [_scheduler(self.optimizer_, lr_schedule, lr, n_steps)]
         if self.module_.prior is not None:
             self._schedulers.append(_scheduler(self.prior_optimizer_, lr_schedule, lr * PRIOR_LR_RATIO, n_steps))
-        self.callbacks = callbacks
+        self.callbacks = None if callbacks is None else list(callbacks)
         self.initialize_callbacks()
         first = len(self.history)
         # Not skorch's partial_fit, which swallows a KeyboardInterrupt and leaves a half-trained net that looks fitted.
@@ -161,17 +161,18 @@ class DIMNet(NeuralNet):
         with suppress(StopTraining):
             self.fit_loop(batches, epochs=epochs)
         self.notify("on_train_end", X=batches, y=None)
+        self.module_.zero_grad(set_to_none=True)
         return [
             {"loss": epoch["train_loss"]} | {name: epoch[name] for name in epoch if name in RECORDED}
             for epoch in self.history[first:]
         ]
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
-        """Notify callbacks; one that interrupts at an epoch's end, as skorch's EarlyStopping does, ends training."""
+        """Notify callbacks; one of skorch's that raises KeyboardInterrupt, as EarlyStopping does, ends training."""
         try:
             super().notify(method_name, **cb_kwargs)
-        except KeyboardInterrupt:
-            if method_name != "on_epoch_end":
+        except KeyboardInterrupt as interrupt:
+            if not _raised_by_skorch(interrupt):
                 raise
             raise StopTraining from None
 
@@ -209,7 +210,7 @@ class DIMNet(NeuralNet):
         if iterator is None:
             return
         self._set_training(True)
-        watch_batches = any(map(_acts_on_batches, (callback for _, callback in self.callbacks_)))
+        watch_batches = any(_acts_on_batches(callback) for _, callback in self.callbacks_)
         start = time.perf_counter()
         total: Tensor | None = None
         n_images = 0
@@ -228,6 +229,11 @@ class DIMNet(NeuralNet):
         assert total is not None
         means = dict(zip(names, (total / n_images).tolist(), strict=True))
         seconds = time.perf_counter() - start
+        if not watch_batches:
+            # skorch's callbacks for epochs expect an epoch to have a batch: this one stands for all of them.
+            self.history.new_batch()
+            self.history.record_batch("train_loss", means["train_loss"])
+            self.history.record_batch("train_batch_size", n_images)
         for name, value in {**means, "seconds": seconds, "images_per_second": n_images / seconds}.items():
             self.history.record(name, value)
         self._check_finite(means)
@@ -254,6 +260,8 @@ class DIMNet(NeuralNet):
         loss = self.criterion_(terms)
         self.optimizer_.zero_grad(set_to_none=True)
         loss.backward()
+        if any(_overrides(callback, "on_grad_computed") for _, callback in self.callbacks_):
+            self.notify("on_grad_computed", named_parameters=list(model.named_parameters()), batch=batch, training=True)
         self.optimizer_.step()
         for scheduler in self._schedulers:
             scheduler.step()
@@ -268,9 +276,22 @@ class DIMNet(NeuralNet):
         return loss
 
 
+def _overrides(callback: Callback, hook: str) -> bool:
+    return getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
 def _acts_on_batches(callback: Callback) -> bool:
-    hooks = ("on_batch_begin", "on_batch_end")
-    return any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)
+    if isinstance(callback, LRScheduler):
+        return callback.step_every == "batch"
+    return _overrides(callback, "on_batch_begin") or _overrides(callback, "on_batch_end")
+
+
+def _raised_by_skorch(error: BaseException) -> bool:
+    """Tell a callback that ends training from a user who interrupts it."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "") == EarlyStopping.__module__
 
 
 def _scheduler(

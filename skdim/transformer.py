@@ -11,18 +11,18 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, LRScheduler
 from torch import nn
 
 from skdim.batches import Batches, Standardizer
 from skdim.devices import available_device, limited_threads, place, resolve_device, resolve_precision
 from skdim.encoders import ENCODERS, make_encoder
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
-from skdim.inference import CPU_BATCH, encode
+from skdim.inference import encode
 from skdim.model import build_model
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
@@ -125,8 +125,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Whether `fit` goes on from the last solution.
 
     callbacks : list of skorch.callbacks.Callback, default=None
-        Callbacks for the training net. The loss is "train_loss" in its history, beside the terms that `history_` has.
-        A callback that acts on batches makes the device wait for the host after each of them.
+        Callbacks for the training net, ``EarlyStopping(monitor="train_loss")`` for one. There is no validation loss;
+        the loss is "train_loss" in the net's history, beside the terms that `history_` has. A callback that acts on
+        batches makes the device wait for the host after each of them. An LRScheduler needs
+        ``lr_schedule="constant"``; it sets the rate of encoder and critics, not the prior discriminator's.
 
     random_state : int, RandomState instance or None, default=None
         Draws initial weights, batches, negatives and prior samples. An int gives the same bits on the same machine
@@ -377,6 +379,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         weights = {"local": self.local_weight, "global": self.global_weight, "prior": self.prior_weight}
         if not any(weights.values()):
             raise ValueError("local_weight, global_weight and prior_weight are all 0: there is nothing to train for.")
+        self._check_callbacks()
         device = resolve_device(self.device)
         if go_on:
             self._check_same_encoder()
@@ -404,11 +407,21 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.n_iter_ = len(self.history_)
         self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
 
+    def _check_callbacks(self) -> None:
+        for entry in self.callbacks or ():
+            callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+            is_class = isinstance(callback, type)
+            if not (issubclass(callback, Callback) if is_class else isinstance(callback, Callback)):
+                raise ValueError(f"callbacks must be a list of skorch.callbacks.Callback, got {entry!r} in it.")
+            if self.lr_schedule != "constant" and (callback is LRScheduler or isinstance(callback, LRScheduler)):
+                raise ValueError(f"LRScheduler in callbacks needs lr_schedule='constant', got {self.lr_schedule!r}.")
+
     def _check_finite_embeddings(self, images: Images) -> None:
         """Catch a last step that went wrong, which no loss saw any more."""
-        some = Images(images.array[:CPU_BATCH], images.shape, images.channels_last)
-        standardize = Standardizer(self.mean_, self.std_, self.device_)
-        if not encode(self.encoder_, some, standardize, "embedding", self.n_components).isfinite().all():
+        few = Standardizer(self.mean_, self.std_, self.device_)(images.take(slice(8)))
+        with torch.inference_mode():
+            embedding, _ = self.encoder_(few)
+        if not embedding.isfinite().all():
             raise FloatingPointError(
                 f"The embeddings are not finite after the last step: training diverged. Lower lr (now {self.lr}) or "
                 "use precision='float32'."
@@ -527,6 +540,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if "encoder_" in state:
             state["encoder_"] = to_arrays(state["encoder_"])
             state["device_"] = str(state["device_"])
+        # As they were given: after training some hold the optimizer.
+        state["callbacks"] = clone(self.callbacks, safe=False)
         if isinstance(self.encoder, nn.Module):
             # A user's instance is a parameter and pickled as one; on the CPU it loads anywhere.
             on_cpu = copy.deepcopy(self.encoder).cpu()

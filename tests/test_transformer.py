@@ -1,4 +1,5 @@
 import copy
+import pickle
 import random
 
 import numpy as np
@@ -6,7 +7,14 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 from sklearn.base import clone
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    GradientNormClipping,
+    LRScheduler,
+    PassthroughScoring,
+)
 from torch import nn
 
 from skdim import DIMTransformer
@@ -417,16 +425,47 @@ def test_epoch_and_batch_callbacks(digits):
             events.append((len(batch), net.history[-1, "batches", -1, "train_loss"] == loss.item()))
 
     dim = small(callbacks=[Watcher()]).fit(digits[0])
-    assert events == ["train", *(("epoch", loss, 0) for loss in dim.loss_curve_)]
+    assert events == ["train", *(("epoch", loss, 1) for loss in dim.loss_curve_)]
     events.clear()
     dim.set_params(callbacks=[("mine", BatchWatcher())], max_epochs=1).fit(digits[0])
     assert events == ["train", *[(100, True)] * 3, ("epoch", dim.loss_curve_[0], 3)]
 
 
-def test_interrupts_other_than_at_the_end_of_an_epoch_propagate(digits):
-    class Interrupt(Callback):
-        def on_batch_end(self, net, **kwargs):
-            raise KeyboardInterrupt
+def test_checkpoint_and_passthrough_scoring(digits, tmp_path):
+    scoring = PassthroughScoring("train_loss", on_train=True)
+    callbacks = [scoring, Checkpoint(dirname=tmp_path, monitor="train_loss_best", f_history=None)]
+    dim = small(callbacks=callbacks).fit(digits[0])
+    assert (tmp_path / "params.pt").is_file()
+    assert dim.net_.history[-1]["train_loss_best"]
+
+
+def test_gradients_can_be_clipped(digits):
+    free = small(max_epochs=1).fit(digits[0])
+    still = clone(free).set_params(callbacks=[GradientNormClipping(1e-12)]).fit(digits[0])
+    assert not np.array_equal(free.transform(digits[0]), still.transform(digits[0]))
+
+
+def test_learning_rate_scheduler_of_skorch(digits):
+    halve = LRScheduler(policy="StepLR", step_size=1, gamma=0.5)
+    with pytest.raises(ValueError, match="LRScheduler in callbacks needs lr_schedule='constant'"):
+        small(callbacks=[halve]).fit(digits[0])
+    dim = small(callbacks=[halve], lr_schedule="constant", lr=0.01, max_epochs=3).fit(digits[0])
+    assert dim.net_.optimizer_.param_groups[0]["lr"] == pytest.approx(0.01 / 8)
+    plain = clone(dim).set_params(callbacks=None).fit(digits[0])
+    assert len(pickle.dumps(dim)) < len(pickle.dumps(plain)) + 5000
+
+
+def test_callbacks_that_are_none_are_refused(digits):
+    with pytest.raises(ValueError, match="callbacks must be a list of skorch"):
+        small(callbacks=[3]).fit(digits[0])
+
+
+@pytest.mark.parametrize("hook", ["on_batch_end", "on_epoch_end"])
+def test_interrupts_by_others_than_skorch_propagate(digits, hook):
+    def interrupt(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+    Interrupt = type("Interrupt", (Callback,), {hook: interrupt})
 
     dim = small(callbacks=[Interrupt()])
     with pytest.raises(KeyboardInterrupt):
