@@ -373,7 +373,8 @@ def test_an_encoder_with_other_than_2d_convolutions(digits):
         def forward(self, images):
             return super().forward(self.deep(images[:, None])[:, 0])
 
-    assert np.isfinite(small(encoder=Volume, max_epochs=1).fit_transform(digits[0])).all()
+    # In float32, because torch's 3-D convolution in bfloat16 now and then gives NaN for finite images on some CPUs.
+    assert np.isfinite(small(encoder=Volume, max_epochs=1, precision="float32").fit_transform(digits[0])).all()
 
 
 def test_an_encoder_that_copies_a_fitted_transformer(digits):
