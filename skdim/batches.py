@@ -25,11 +25,12 @@ class Standardizer:
         self.device = device
         # x * scale + shift, not (x - mean) / std: no intermediate value can overflow.
         self.scale = torch.from_numpy(1 / std.astype(np.float64)).float().view(-1, 1, 1).to(device)
+        self.byte_scale = self.scale / 255
         self.shift = torch.from_numpy(-mean / std.astype(np.float64)).float().view(-1, 1, 1).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Standardise images of shape (N, C, H, W), uint8 or float32, from any device."""
-        scale = self.scale / 255 if images.dtype == torch.uint8 else self.scale
+        scale = self.byte_scale if images.dtype == torch.uint8 else self.scale
         images = images.to(self.device, non_blocking=True).float().contiguous(memory_format=torch.channels_last)
         return torch.addcmul(self.shift, images, scale)
 
@@ -57,9 +58,8 @@ class Batches(torch.utils.data.Dataset):
         self.images = images
         self.standardize = standardize
         self.generator = generator
-        self.n_batches = -(-len(images) // max(2, batch_size))
-        if len(images) // self.n_batches < 2:
-            self.n_batches = len(images) // 2
+        # As many as the batch size asks for, but none with fewer than two images.
+        self.n_batches = min(-(-len(images) // batch_size), len(images) // 2)
         self.resident: Tensor | None = None
         device = standardize.device
         if device.type == "cuda" and images.array.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:

@@ -504,14 +504,13 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         is_uint8 = images.array.dtype == np.uint8
         if is_uint8 == self._trained_on_uint8:
             return
-        scaled = "are scaled by 1/255"
         largest = images.array.max() / (255 if is_uint8 else 1)
         reach = np.max(np.abs(self.mean_) + 20 * self.std_)
         if largest > reach or (is_uint8 and 20 * largest < reach):
             trained, now = ("float", "uint8") if is_uint8 else ("uint8", "float")
             warnings.warn(
                 f"X has {now} images, but {type(self).__name__} was fitted on {trained} ones of another range; uint8 "
-                f"images {scaled}, floats are not.",
+                "images are scaled by 1/255, floats are not.",
                 UserWarning,
                 stacklevel=stacklevel,
             )
