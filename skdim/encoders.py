@@ -334,3 +334,26 @@ def layer_shapes(encoder: nn.Module, image_shape: ImageShape) -> dict[str, tuple
     finally:
         encoder.train(was_training)
     return {"local": tuple(features.shape[1:])} | {key: tuple(value.shape[1:]) for key, value in layers.items()}
+
+
+def local_features(encoder: nn.Module, images: Tensor) -> Tensor:
+    if type(encoder) in ENCODERS.values():
+        return encoder.local(images)
+    return encoder(images)[1]
+
+
+def receptive_fields(encoder, image_shape):
+    import numpy as np
+    was = encoder.training; encoder.eval()
+    out = []
+    with torch.no_grad():
+        for axis in (1, 2):
+            n = image_shape[axis]
+            x = torch.zeros(n, *image_shape)
+            i = torch.arange(n)
+            if axis == 1: x[i, :, i] = torch.nan
+            else: x[i, :, :, i] = torch.nan
+            f = local_features(encoder, x).isnan().any(1).any(2 if axis == 1 else 1).numpy()  # (n, h)
+            out.append(np.stack([f.argmax(0), n - f[::-1].argmax(0)], 1))
+    encoder.train(was)
+    return tuple(out)

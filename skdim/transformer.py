@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
 from numbers import Integral, Real
@@ -20,13 +20,14 @@ from torch import nn
 
 from skdim.batches import Batches, Standardizer
 from skdim.devices import available_device, limited_threads, place, resolve_device, resolve_precision
-from skdim.encoders import ENCODERS, make_encoder
+from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
 from skdim.inference import encode
-from skdim.model import build_model
+from skdim.model import NEGATIVES, build_model
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
 from skdim.persistence import to_arrays, with_arrays
+from skdim.views import Augmentation, Occlusion, StandardAugmentation
 
 # Lives only in the process that trained; the rest of the estimator is pickled.
 _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
@@ -85,13 +86,43 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     mi_units : int, default=256
         Width of the critics.
 
-    negatives : {"batch", "roll", "shuffle"}, default="batch"
+    negatives : {"batch", "roll", "shuffle"}, sequence of them, or dict, default="batch"
         Against what an embedding is told apart: the locations of all other images of its batch, of the next image,
-        or of another image drawn at random.
+        or of another image drawn at random. Of several schemes the losses are averaged; a dict names those of each
+        critic, ``{"local": "batch", "global": ("roll", "shuffle")}``.
+
+    local_samples : int, default=None
+        How many locations of each image the local critic sees in a batch, drawn at random. None is all of them.
 
     prior : {"uniform", "normal"}, default="uniform"
         What the embedding y is matched to: "uniform" matches ``sigmoid(y)`` to the uniform distribution on [0, 1] in
         every dimension, "normal" y itself to the standard normal one.
+
+    prior_matching : {"adversarial", "noise"}, default="adversarial"
+        How: "adversarial" trains a discriminator between prior and embedding, which the encoder learns to fool; its
+        loss is weighted by `prior_weight`. "noise" adds noise to the embeddings that the critics see, so that the
+        prior's distribution is the one that carries most information [2]_; `prior_weight` is the standard deviation of
+        the noise as a share of the prior's. It needs no second network and cannot become unstable. With
+        ``prior="normal"`` the encoder then ends in a batch norm.
+
+    multiple_globals : bool, default=False
+        Whether the encoder yields one embedding for each location of its last convolution's map, each of which is
+        trained as an embedding of the image. `transform` returns their mean. A module of your own does so by returning
+        embeddings of shape (N, n_components, gh, gw).
+
+    augmentation : {"standard"}, callable or None, default=None
+        With an augmentation each batch is seen in two independent random views, and the locations of each view are
+        scored against the embeddings of the other one. "standard" is `skdim.views.StandardAugmentation`, whose crops,
+        flips, colours and noise can be set; a callable is called as ``augmentation(images, generator)`` with
+        standardised images, a float32 tensor (N, C, H, W) on the training device, and a torch.Generator on the same
+        device, and returns as many images of the same shape.
+
+    coordinate_weight : float, default=0.0
+        Weight of the coordinate task: predicting from the embedding and local features the row and the column of a
+        location, and the offset of another one from it.
+
+    occlusion : bool, default=False
+        Whether a random block of each image is hidden from the embedding, but not from the local features.
 
     output_layer : {"embedding", "hidden", "features"}, default="embedding"
         What `transform` returns: the embedding; the layer of 1024 units before it ("dcgan" only); or the last
@@ -140,8 +171,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     encoder_ : nn.Module
         The encoder, in evaluation mode. It takes standardised images.
     discriminators_ : dict
-        The critics "local" and "global" and the discriminator "prior", those whose weight is not 0. Only in the
-        process that trained them.
+        The critics "local" and "global", the discriminator "prior" and the predictor "coordinate", those whose weight is
+        not 0. Only in the process that trained them.
     net_ : skorch.NeuralNet
         The net that trained. Only in the process that trained it.
     image_shape_ : tuple of int
@@ -156,7 +187,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     n_iter_ : int
         Epochs trained.
     history_ : list of dict
-        One dict an epoch: "loss", each of its terms before weighting ("local", "global", "prior"),
+        One dict an epoch: "loss", each of its terms before weighting ("local", "global", "prior", "coordinate"),
         "prior_discriminator", "seconds" and "images_per_second"; with "infonce" and "dv" also "local_bound" and
         "global_bound", lower bounds of the mutual information in nats.
     loss_curve_ : list of float
@@ -178,6 +209,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     ----------
     .. [1] R. D. Hjelm et al., "Learning deep representations by mutual information estimation and maximization",
        ICLR 2019, arXiv:1808.06670.
+    .. [2] I. Butakov et al., "Efficient distribution matching of representations via noise-injected Deep InfoMax",
+       arXiv:2410.06993.
 
     Examples
     --------
@@ -205,8 +238,14 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "mi_estimator": [StrOptions(set(OBJECTIVES))],
         "discriminator": [StrOptions({"dot", "concat"})],
         "mi_units": [Interval(Integral, 1, None, closed="left")],
-        "negatives": [StrOptions({"batch", "roll", "shuffle"})],
+        "negatives": [StrOptions(set(NEGATIVES)), list, tuple, dict],
+        "local_samples": [Interval(Integral, 1, None, closed="left"), None],
         "prior": [StrOptions({"uniform", "normal"})],
+        "prior_matching": [StrOptions({"adversarial", "noise"})],
+        "multiple_globals": ["boolean"],
+        "augmentation": [StrOptions({"standard"}), callable, None],
+        "coordinate_weight": [Interval(Real, 0, None, closed="left")],
+        "occlusion": ["boolean"],
         "output_layer": [StrOptions({"embedding", "hidden", "features"})],
         "max_epochs": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 2, None, closed="left")],
@@ -233,8 +272,14 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         mi_estimator: str = "infonce",
         discriminator: str = "dot",
         mi_units: int = 256,
-        negatives: str = "batch",
+        negatives: str | Sequence[str] | dict[str, str | Sequence[str]] = "batch",
+        local_samples: int | None = None,
         prior: str = "uniform",
+        prior_matching: str = "adversarial",
+        multiple_globals: bool = False,
+        augmentation: str | Augmentation | None = None,
+        coordinate_weight: float = 0.0,
+        occlusion: bool = False,
         output_layer: str = "embedding",
         max_epochs: int = 20,
         batch_size: int = 128,
@@ -258,7 +303,13 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.discriminator = discriminator
         self.mi_units = mi_units
         self.negatives = negatives
+        self.local_samples = local_samples
         self.prior = prior
+        self.prior_matching = prior_matching
+        self.multiple_globals = multiple_globals
+        self.augmentation = augmentation
+        self.coordinate_weight = coordinate_weight
+        self.occlusion = occlusion
         self.output_layer = output_layer
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -376,9 +427,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self
 
     def _train(self, X: Any, *, go_on: bool, epochs: int, lr_schedule: str) -> None:
-        weights = {"local": self.local_weight, "global": self.global_weight, "prior": self.prior_weight}
-        if not any(weights.values()):
-            raise ValueError("local_weight, global_weight and prior_weight are all 0: there is nothing to train for.")
+        weights = self._check_weights()
+        self._check_negatives()
         self._check_callbacks()
         device = resolve_device(self.device)
         if go_on:
@@ -392,6 +442,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             if not go_on:
                 self._start(images, encoder_seed)
             self._make_net(weights, device, net_seed, keep=go_on)
+            self._check_augmentation(images)
             self.net_.criterion_.weights = weights
             batches = Batches(images, Standardizer(self.mean_, self.std_, device), self.batch_size, self.net_.generator)
             with ExitStack() as stack:
@@ -406,6 +457,58 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.history_ = self.history_ + records
         self.n_iter_ = len(self.history_)
         self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
+
+    def _check_weights(self) -> dict[str, float]:
+        """Give the weight of each term, where there is something to train for."""
+        weights = {
+            "local": self.local_weight,
+            "global": self.global_weight,
+            "prior": self.prior_weight,
+            "coordinate": self.coordinate_weight,
+        }
+        if not any(weights.values()):
+            raise ValueError(
+                "local_weight, global_weight, prior_weight and coordinate_weight are all 0: there is nothing to train "
+                "for."
+            )
+        if self.prior_matching == "noise" and not any(weights[name] for name in weights if name != "prior"):
+            raise ValueError(
+                "prior_matching='noise' works through the other terms, but local_weight, global_weight and "
+                "coordinate_weight are all 0: there is nothing to train for."
+            )
+        return weights
+
+    def _check_negatives(self) -> None:
+        by_critic = self.negatives if isinstance(self.negatives, Mapping) else {"local": self.negatives}
+        trained = {"local": self.local_weight, "global": self.global_weight}
+        if isinstance(self.negatives, Mapping) and (
+            set(by_critic) - set(trained) or any(trained[name] and name not in by_critic for name in trained)
+        ):
+            raise ValueError(
+                f"negatives as a dict needs a key for each critic that is trained, 'local' and 'global', got "
+                f"{self.negatives!r}."
+            )
+        for schemes in by_critic.values():
+            schemes = (schemes,) if isinstance(schemes, str) else schemes
+            if not schemes or not all(isinstance(scheme, str) and scheme in NEGATIVES for scheme in schemes):
+                raise ValueError(
+                    f"negatives must be one of {sorted(NEGATIVES)}, a sequence of them or a dict of these, got "
+                    f"{self.negatives!r}."
+                )
+
+    def _check_augmentation(self, images: Images) -> None:
+        """Try a user's augmentation on two images: its errors come before training."""
+        if self.augmentation is None:
+            return
+        few = Standardizer(self.mean_, self.std_, self.device_)(images.take(slice(2)))
+        views = self.net_.augmentation(few.clone(), torch.Generator(self.device_).manual_seed(0))
+        if not isinstance(views, torch.Tensor):
+            raise ValueError(f"augmentation must return a tensor of images, got {type(views).__name__}.")
+        if views.shape != few.shape or views.dtype != few.dtype or views.device != few.device:
+            raise ValueError(
+                f"augmentation must return images of the shape, dtype and device that it is given, "
+                f"{tuple(few.shape)}, {few.dtype}, {few.device}, got {tuple(views.shape)}, {views.dtype}, {views.device}."
+            )
 
     def _check_callbacks(self) -> None:
         for entry in self.callbacks or ():
@@ -440,9 +543,18 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _make_net(self, weights: dict[str, float], device: torch.device, seed: int, *, keep: bool) -> None:
         """Build discriminators, optimizers and net around the encoder; `keep` those there are, if they still serve."""
+        model_params = {
+            "discriminator": self.discriminator,
+            "mi_units": self.mi_units,
+            "mi_estimator": self.mi_estimator,
+            "negatives": self.negatives,
+            "prior": self.prior,
+            "prior_matching": self.prior_matching,
+            "local_samples": self.local_samples,
+        }
+        net_params = (self.augmentation, self.occlusion, self.precision, self.compile, device)
         terms = [name for name, weight in weights.items() if weight]
-        objective = (self.discriminator, self.mi_units, self.mi_estimator, self.negatives, self.prior)
-        built_for = (terms, objective, self.precision, self.compile, device)
+        built_for = (terms, model_params, net_params)
         if keep and hasattr(self, "net_") and built_for == self._built_for and device == self.device_:
             return
         if keep:
@@ -452,17 +564,17 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 UserWarning,
                 stacklevel=5,
             )
+        occlusion = None
+        if self.occlusion:
+            occlusion = Occlusion(*receptive_fields(self.encoder_.cpu(), self.image_shape_), device)
         with private_rng(seed, torch.device("cpu")):
             model = build_model(
                 self.encoder_,
                 self._layer_shapes["local"],
                 self.n_components,
-                terms=terms,
-                discriminator=self.discriminator,
-                mi_units=self.mi_units,
-                mi_estimator=self.mi_estimator,
-                negatives=self.negatives,
-                prior=self.prior,
+                weights=weights,
+                occlusion=occlusion,
+                **model_params,
             )
         place(model, device)
         if self.compile:
@@ -471,6 +583,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             model,
             autocast_dtype=resolve_precision(self.precision, device),
             generator=torch.Generator(device).manual_seed(seed),
+            augmentation=StandardAugmentation() if self.augmentation == "standard" else self.augmentation,
         ).initialize()
         self.discriminators_ = model.discriminators
         self.device_ = device
