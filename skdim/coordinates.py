@@ -1,4 +1,4 @@
-"""The coordinate task: where does a local feature come from?"""
+"""The coordinate task: predict where a local feature comes from."""
 
 import torch
 from torch import Tensor, nn

@@ -359,11 +359,11 @@ class PriorDiscriminator(nn.Module):
 
 
 class PriorNoise(nn.Module):
-    r"""Noise that matches embeddings to a prior without an adversary, by raising what mutual information can reach.
+    r"""Noise that matches embeddings to a prior without an adversary.
 
-    Critics read :math:`y + Z` in place of y, with Z independent noise. Of all embeddings of bounded range (variance) the
-    uniformly (normally) distributed ones carry the most information through the noise, so that maximising the mutual
-    information brings the embedding to the prior (Butakov et al., arXiv:2410.06993).
+    Critics read :math:`y + Z` in place of y, with Z independent noise. Of all embeddings of bounded range (variance)
+    the uniformly (normally) distributed ones carry the most information through the noise, so that maximising the
+    mutual information brings the embedding to the prior (Butakov et al., arXiv:2410.06993).
 
     Parameters
     ----------

@@ -344,15 +344,19 @@ def local_features(encoder: nn.Module, images: Tensor) -> Tensor:
 
 def receptive_fields(encoder, image_shape):
     import numpy as np
-    was = encoder.training; encoder.eval()
+
+    was = encoder.training
+    encoder.eval()
     out = []
     with torch.no_grad():
         for axis in (1, 2):
             n = image_shape[axis]
             x = torch.zeros(n, *image_shape)
             i = torch.arange(n)
-            if axis == 1: x[i, :, i] = torch.nan
-            else: x[i, :, :, i] = torch.nan
+            if axis == 1:
+                x[i, :, i] = torch.nan
+            else:
+                x[i, :, :, i] = torch.nan
             f = local_features(encoder, x).isnan().any(1).any(2 if axis == 1 else 1).numpy()  # (n, h)
             out.append(np.stack([f.argmax(0), n - f[::-1].argmax(0)], 1))
     encoder.train(was)

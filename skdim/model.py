@@ -99,36 +99,41 @@ class InfoMaxModel(nn.Module):
         embedding, features = self._encode(torch.cat(list(views)), generator)
         if self.noise is not None:
             embedding = self.noise(embedding, generator)
-        # Features and embeddings that belong together: of one image, but not of the same view where there are two.
         n_images = len(views[0])
-        pairs = [(slice(0, n_images), slice(-n_images, None)), (slice(-n_images, None), slice(0, n_images))]
-        pairs = pairs[: len(views)]
+        first, last = slice(0, n_images), slice(-n_images, None)
+        # Features and embeddings that belong together: of one image, and where there are two views not of the same one.
+        pairs = [(first, last), (last, first)][: len(views)]
         terms, bounds = {}, {}
-        for name, critic in self.critics.items():
-            losses = []
-            maps, vectors = critic.encode(  # type: ignore[operator]
-                self._sample_locations(features, generator) if name == "local" else features, embedding.flatten(0, 1)
-            )
-            vectors = vectors.view(*embedding.shape[:2], -1)
-            for of_features, of_embedding in pairs:
-                for scheme in self.negatives[name]:
-                    losses.append(
-                        contrast(
-                            critic,  # type: ignore[arg-type]
-                            self.objective,
-                            maps[of_features],
-                            vectors[of_embedding],
-                            scheme,
-                            generator,
-                        )
-                    )
-            terms[name] = torch.stack([loss for loss, _ in losses]).mean()
-            if self.objective.bound is not None:
-                bounds[f"{name}_bound"] = torch.stack([bound for _, bound in losses]).mean()
+        for name in self.critics:
+            terms[name], bound = self._contrast_views(name, features, embedding, pairs, generator)
+            if bound is not None:
+                bounds[f"{name}_bound"] = bound
         if self.coordinates is not None:
-            others = torch.cat([embedding[of_embedding] for _, of_embedding in pairs]).mean(dim=1)
-            terms["coordinate"] = self.coordinates.loss(features, others, generator)
+            partners = torch.cat([embedding[of_embedding] for _, of_embedding in pairs])
+            terms["coordinate"] = self.coordinates.loss(features, partners.mean(dim=1), generator)
         return terms, bounds, embedding.flatten(0, 1)
+
+    def _contrast_views(
+        self,
+        name: str,
+        features: Tensor,
+        embedding: Tensor,
+        pairs: Sequence[tuple[slice, slice]],
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Loss and bound of one critic, averaged over views and negatives."""
+        critic: Critic = self.critics[name]  # type: ignore[assignment]
+        if name == "local":
+            features = self._sample_locations(features, generator)
+        maps, vectors = critic.encode(features, embedding.flatten(0, 1))
+        vectors = vectors.view(*embedding.shape[:2], -1)
+        results = [
+            contrast(critic, self.objective, maps[of_features], vectors[of_embedding], scheme, generator)
+            for of_features, of_embedding in pairs
+            for scheme in self.negatives[name]
+        ]
+        bounds = [bound for _, bound in results if bound is not None]
+        return torch.stack([loss for loss, _ in results]).mean(), torch.stack(bounds).mean() if bounds else None
 
     def _encode(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Embeddings (N, G, d), G an image, and local features (N, K, h, w)."""
@@ -196,7 +201,7 @@ def build_model(
     discriminator: str,
     mi_units: int,
     mi_estimator: str,
-    negatives: str | Sequence[str] | Mapping[str, str | Sequence[str]],
+    negatives: Mapping[str, Sequence[str]],
     prior: str,
     prior_matching: str,
     occlusion: Occlusion | None,
@@ -214,8 +219,10 @@ def build_model(
         Width of its embedding.
     weights : mapping of str to float
         Weight of "local", "global", "prior" and "coordinate"; nothing is built for a weight of 0.
-    discriminator, mi_units, mi_estimator, negatives, prior, prior_matching, local_samples
+    discriminator, mi_units, mi_estimator, prior, prior_matching, local_samples
         As in `DIMTransformer`.
+    negatives : mapping of str to sequence of str
+        The schemes of each critic.
     occlusion : Occlusion or None
         Hides a part of the images from the embedding.
 
@@ -237,18 +244,12 @@ def build_model(
         encoder,
         critics,
         OBJECTIVES[mi_estimator],
-        negatives={name: _schemes(negatives, name) for name in critics},
+        negatives=negatives,
         prior=prior_module,
         coordinates=CoordinatePredictor(feature_shape, n_components, mi_units) if weights["coordinate"] else None,
         occlusion=occlusion,
         local_samples=local_samples,
     )
-
-
-def _schemes(negatives: str | Sequence[str] | Mapping[str, str | Sequence[str]], critic: str) -> Sequence[str]:
-    if isinstance(negatives, Mapping):
-        negatives = negatives[critic]
-    return (negatives,) if isinstance(negatives, str) else tuple(negatives)
 
 
 def contrast(

@@ -72,9 +72,10 @@ class WeightedSum(torch.nn.Module):
 class DIMNet(NeuralNet):
     """Trains an `InfoMaxModel` on `Batches`.
 
-    Encoder, critics and coordinate predictor share one Adam and the weighted loss; the prior discriminator has its own Adam and its own loss,
-    and is updated first in each step. skorch's epoch hooks work as ever; batch hooks and history entries for batches,
-    each of which makes the device wait for the host, are there only for callbacks that act on batches.
+    Encoder, critics and coordinate predictor share one Adam and the weighted loss; the prior discriminator has its own
+    Adam and its own loss, and is updated first in each step. skorch's epoch hooks work as ever; batch hooks and history
+    entries for batches, each of which makes the device wait for the host, are there only for callbacks that act on
+    batches.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
 from numbers import Integral, Real
@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import Callback, LRScheduler
+from skorch.callbacks import Callback
 from torch import nn
 
 from skdim.batches import Batches, Standardizer
@@ -26,8 +26,9 @@ from skdim.inference import encode
 from skdim.model import NEGATIVES, build_model
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
+from skdim.parameters import check_callbacks, check_negatives, check_weights
 from skdim.persistence import to_arrays, with_arrays
-from skdim.views import Augmentation, Occlusion, StandardAugmentation
+from skdim.views import Augmentation, Occlusion, check_augmentation
 
 # Lives only in the process that trained; the rest of the estimator is pickled.
 _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
@@ -171,8 +172,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     encoder_ : nn.Module
         The encoder, in evaluation mode. It takes standardised images.
     discriminators_ : dict
-        The critics "local" and "global", the discriminator "prior" and the predictor "coordinate", those whose weight is
-        not 0. Only in the process that trained them.
+        The critics "local" and "global", the discriminator "prior" and the predictor "coordinate", those whose weight
+        is not 0. Only in the process that trained them.
     net_ : skorch.NeuralNet
         The net that trained. Only in the process that trained it.
     image_shape_ : tuple of int
@@ -427,9 +428,15 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self
 
     def _train(self, X: Any, *, go_on: bool, epochs: int, lr_schedule: str) -> None:
-        weights = self._check_weights()
-        self._check_negatives()
-        self._check_callbacks()
+        weights = {
+            "local": self.local_weight,
+            "global": self.global_weight,
+            "prior": self.prior_weight,
+            "coordinate": self.coordinate_weight,
+        }
+        check_weights(weights, self.prior_matching)
+        negatives = check_negatives(self.negatives, [name for name in ("local", "global") if weights[name]])
+        check_callbacks(self.callbacks, self.lr_schedule)
         device = resolve_device(self.device)
         if go_on:
             self._check_same_encoder()
@@ -441,10 +448,11 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         with limited_threads(images.shape, device):
             if not go_on:
                 self._start(images, encoder_seed)
-            self._make_net(weights, device, net_seed, keep=go_on)
-            self._check_augmentation(images)
+            standardize = Standardizer(self.mean_, self.std_, device)
+            augmentation = check_augmentation(self.augmentation, standardize(images.take(slice(2))))
+            self._make_net(weights, negatives, augmentation, device, net_seed, keep=go_on)
             self.net_.criterion_.weights = weights
-            batches = Batches(images, Standardizer(self.mean_, self.std_, device), self.batch_size, self.net_.generator)
+            batches = Batches(images, standardize, self.batch_size, self.net_.generator)
             with ExitStack() as stack:
                 if go_on:
                     stack.enter_context(self.net_.rolled_back_on_error())
@@ -457,67 +465,6 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.history_ = self.history_ + records
         self.n_iter_ = len(self.history_)
         self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
-
-    def _check_weights(self) -> dict[str, float]:
-        """Give the weight of each term, where there is something to train for."""
-        weights = {
-            "local": self.local_weight,
-            "global": self.global_weight,
-            "prior": self.prior_weight,
-            "coordinate": self.coordinate_weight,
-        }
-        if not any(weights.values()):
-            raise ValueError(
-                "local_weight, global_weight, prior_weight and coordinate_weight are all 0: there is nothing to train "
-                "for."
-            )
-        if self.prior_matching == "noise" and not any(weights[name] for name in weights if name != "prior"):
-            raise ValueError(
-                "prior_matching='noise' works through the other terms, but local_weight, global_weight and "
-                "coordinate_weight are all 0: there is nothing to train for."
-            )
-        return weights
-
-    def _check_negatives(self) -> None:
-        by_critic = self.negatives if isinstance(self.negatives, Mapping) else {"local": self.negatives}
-        trained = {"local": self.local_weight, "global": self.global_weight}
-        if isinstance(self.negatives, Mapping) and (
-            set(by_critic) - set(trained) or any(trained[name] and name not in by_critic for name in trained)
-        ):
-            raise ValueError(
-                f"negatives as a dict needs a key for each critic that is trained, 'local' and 'global', got "
-                f"{self.negatives!r}."
-            )
-        for schemes in by_critic.values():
-            schemes = (schemes,) if isinstance(schemes, str) else schemes
-            if not schemes or not all(isinstance(scheme, str) and scheme in NEGATIVES for scheme in schemes):
-                raise ValueError(
-                    f"negatives must be one of {sorted(NEGATIVES)}, a sequence of them or a dict of these, got "
-                    f"{self.negatives!r}."
-                )
-
-    def _check_augmentation(self, images: Images) -> None:
-        """Try a user's augmentation on two images: its errors come before training."""
-        if self.augmentation is None:
-            return
-        few = Standardizer(self.mean_, self.std_, self.device_)(images.take(slice(2)))
-        views = self.net_.augmentation(few.clone(), torch.Generator(self.device_).manual_seed(0))
-        if not isinstance(views, torch.Tensor):
-            raise ValueError(f"augmentation must return a tensor of images, got {type(views).__name__}.")
-        if views.shape != few.shape or views.dtype != few.dtype or views.device != few.device:
-            raise ValueError(
-                f"augmentation must return images of the shape, dtype and device that it is given, "
-                f"{tuple(few.shape)}, {few.dtype}, {few.device}, got {tuple(views.shape)}, {views.dtype}, {views.device}."
-            )
-
-    def _check_callbacks(self) -> None:
-        for entry in self.callbacks or ():
-            callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
-            is_class = isinstance(callback, type)
-            if not (issubclass(callback, Callback) if is_class else isinstance(callback, Callback)):
-                raise ValueError(f"callbacks must be a list of skorch.callbacks.Callback, got {entry!r} in it.")
-            if self.lr_schedule != "constant" and (callback is LRScheduler or isinstance(callback, LRScheduler)):
-                raise ValueError(f"LRScheduler in callbacks needs lr_schedule='constant', got {self.lr_schedule!r}.")
 
     def _check_finite_embeddings(self, images: Images) -> None:
         """Catch a last step that went wrong, which no loss saw any more."""
@@ -541,20 +488,21 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self._trained_on_uint8 = images.array.dtype == np.uint8
         self.history_ = []
 
-    def _make_net(self, weights: dict[str, float], device: torch.device, seed: int, *, keep: bool) -> None:
+    def _make_net(
+        self,
+        weights: dict[str, float],
+        negatives: dict[str, tuple[str, ...]],
+        augmentation: Augmentation | None,
+        device: torch.device,
+        seed: int,
+        *,
+        keep: bool,
+    ) -> None:
         """Build discriminators, optimizers and net around the encoder; `keep` those there are, if they still serve."""
-        model_params = {
-            "discriminator": self.discriminator,
-            "mi_units": self.mi_units,
-            "mi_estimator": self.mi_estimator,
-            "negatives": self.negatives,
-            "prior": self.prior,
-            "prior_matching": self.prior_matching,
-            "local_samples": self.local_samples,
-        }
-        net_params = (self.augmentation, self.occlusion, self.precision, self.compile, device)
+        critics = (self.discriminator, self.mi_units, self.mi_estimator, negatives, self.local_samples)
+        prior = (self.prior, self.prior_matching, self.prior_weight if self.prior_matching == "noise" else None)
         terms = [name for name, weight in weights.items() if weight]
-        built_for = (terms, model_params, net_params)
+        built_for = (terms, critics, prior, augmentation, self.occlusion, self.precision, self.compile, device)
         if keep and hasattr(self, "net_") and built_for == self._built_for and device == self.device_:
             return
         if keep:
@@ -573,8 +521,14 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 self._layer_shapes["local"],
                 self.n_components,
                 weights=weights,
+                discriminator=self.discriminator,
+                mi_units=self.mi_units,
+                mi_estimator=self.mi_estimator,
+                negatives=negatives,
+                prior=self.prior,
+                prior_matching=self.prior_matching,
                 occlusion=occlusion,
-                **model_params,
+                local_samples=self.local_samples,
             )
         place(model, device)
         if self.compile:
@@ -583,7 +537,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             model,
             autocast_dtype=resolve_precision(self.precision, device),
             generator=torch.Generator(device).manual_seed(seed),
-            augmentation=StandardAugmentation() if self.augmentation == "standard" else self.augmentation,
+            augmentation=augmentation,
         ).initialize()
         self.discriminators_ = model.discriminators
         self.device_ = device

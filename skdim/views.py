@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-__all__ = ["Augmentation", "Occlusion", "StandardAugmentation"]
+__all__ = ["Augmentation", "Occlusion", "StandardAugmentation", "check_augmentation"]
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -74,14 +74,14 @@ class StandardAugmentation:
         is_image = height > 1 and width > 1
         area, aspect, x, y, flip_x, flip_y = torch.rand((6, n_images, 1), generator=generator, device=images.device)
         area = self.crop + (1 - self.crop) * area
-        # Aspect ratios between 3:4 and 4:3, for signals the crop has only a length.
-        aspect = (4 / 3) ** (2 * aspect - 1) if is_image else torch.ones_like(area)
-        scale_x, scale_y = ((area * ratio).sqrt().clamp(max=1) for ratio in (aspect, 1 / aspect))
+        scale_x = scale_y = area
+        if is_image:
+            # Aspect ratios between 3:4 and 4:3, and none that the image has no room for.
+            aspect = (1 / area).clamp(max=4 / 3) ** (2 * aspect - 1)
+            scale_x, scale_y = (area * aspect).sqrt(), (area / aspect).sqrt()
         columns = self._sample_points(width, scale_x, x, flip_x < 0.5 if is_image and self.horizontal_flip else None)
         rows = self._sample_points(height, scale_y, y, flip_y < 0.5 if is_image and self.vertical_flip else None)
-        grid = torch.stack(
-            [columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)], dim=3
-        )
+        grid = torch.stack([columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)], dim=3)
         return grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
     def _sample_points(self, n_pixels: int, scale: Tensor, position: Tensor, flip: Tensor | None) -> Tensor:
@@ -183,3 +183,37 @@ def _spans(fields: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.bool_
 def _inside(spans: Tensor, n_pixels: int) -> Tensor:
     pixels = torch.arange(n_pixels, device=spans.device)
     return (pixels >= spans[:, :1]) & (pixels < spans[:, 1:])
+
+
+def check_augmentation(augmentation: str | Augmentation | None, images: Tensor) -> Augmentation | None:
+    """Turn the parameter `augmentation` into a callable, and try a user's on some images: errors come before training.
+
+    Parameters
+    ----------
+    augmentation : {"standard"}, callable or None
+        As in `DIMTransformer`.
+    images : Tensor of shape (N, C, H, W)
+        A few standardised images on the training device.
+
+    Returns
+    -------
+    callable or None
+        The augmentation.
+
+    Raises
+    ------
+    ValueError
+        If it does not return such images as it is given.
+    """
+    if augmentation is None or augmentation == "standard":
+        return None if augmentation is None else StandardAugmentation()
+    assert callable(augmentation)
+    views = augmentation(images.clone(), torch.Generator(images.device).manual_seed(0))
+    if not isinstance(views, Tensor):
+        raise ValueError(f"augmentation must return a tensor of images, got {type(views).__name__}.")
+    wanted, got = ((tuple(batch.shape), batch.dtype, str(batch.device)) for batch in (images, views))
+    if got != wanted:
+        raise ValueError(
+            f"augmentation must return images of the shape, dtype and device that it is given, {wanted}, got {got}."
+        )
+    return augmentation
