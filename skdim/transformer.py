@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from math import prod
 from numbers import Integral, Real
@@ -57,11 +57,13 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Order of the axes of an image. "auto" finds the channels of (n, C, H, W) and (n, H, W, C) arrays where only
         one reading is sensible, and takes flat rows as channels first.
 
-    encoder : {"dcgan", "stride1"}, nn.Module class or instance, default="dcgan"
-        The network. "dcgan" is the paper's for small images, "stride1" four convolutions of stride 1, far slower. A
-        class is built as ``encoder(image_shape, n_components)``; an instance is copied and trained on from the
-        weights it has. Its ``forward`` takes float32 images (N, C, H, W) and returns the embedding
-        (N, n_components) and the local features (N, K, h, w).
+    encoder : {"dcgan", "stride1", "alexnet", "resnet", "resnet_folded"}, nn.Module or callable, default="dcgan"
+        The network. "dcgan" is the paper's for small images, "alexnet" the one for 64 x 64 images, "resnet" the
+        residual one and "resnet_folded" the same on overlapping crops; "stride1" is four convolutions of stride 1.
+        All but the first are far slower, see `skdim.encoders`. A class or other callable builds a module as
+        ``encoder(image_shape, n_components)``; an instance is copied and trained on from the weights it has. Its
+        ``forward`` takes float32 images (N, C, H, W) and returns the embedding (N, n_components) and the local
+        features (N, K, h, w). `skdim.encoders.LayerEncoder` makes one of any network.
 
     local_weight : float, default=1.0
         Weight of the local mutual information, the paper's beta. A weight of 0 builds and computes nothing of its
@@ -94,8 +96,9 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         every dimension, "normal" y itself to the standard normal one.
 
     output_layer : {"embedding", "hidden", "features"}, default="embedding"
-        What `transform` returns: the embedding; the layer of 1024 units before it ("dcgan" only); or the last
-        convolution's map, flattened (for your own encoder, the features it returns). May be changed after `fit`.
+        What `transform` returns: the embedding; the hidden layer before it (of 1024 units, 4096 with "alexnet", none
+        with "stride1"); or the last convolution's map, flattened (for your own encoder, the features it returns). May
+        be changed after `fit`.
 
     max_epochs : int, default=20
         Passes over the images. 0 gives the untrained encoder, the control for what training brings.
@@ -198,7 +201,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "image_shape": [tuple, list, None],
         "data_format": [StrOptions({"auto", "channels_first", "channels_last"})],
-        "encoder": [StrOptions(set(ENCODERS)), nn.Module, type],
+        "encoder": [StrOptions(set(ENCODERS)), nn.Module, callable],
         "local_weight": [Interval(Real, 0, None, closed="left")],
         "global_weight": [Interval(Real, 0, None, closed="left")],
         "prior_weight": [Interval(Real, 0, None, closed="left")],
@@ -226,7 +229,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         *,
         image_shape: tuple[int, int, int] | None = None,
         data_format: str = "auto",
-        encoder: str | nn.Module | type[nn.Module] = "dcgan",
+        encoder: str | nn.Module | Callable[..., nn.Module] = "dcgan",
         local_weight: float = 1.0,
         global_weight: float = 0.5,
         prior_weight: float = 0.1,
