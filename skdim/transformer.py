@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
 from numbers import Integral, Real
@@ -59,11 +59,13 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Order of the axes of an image. "auto" finds the channels of (n, C, H, W) and (n, H, W, C) arrays where only
         one reading is sensible, and takes flat rows as channels first.
 
-    encoder : {"dcgan", "stride1"}, nn.Module class or instance, default="dcgan"
-        The network. "dcgan" is the paper's for small images, "stride1" four convolutions of stride 1, far slower. A
-        class is built as ``encoder(image_shape, n_components)``; an instance is copied and trained on from the
-        weights it has. Its ``forward`` takes float32 images (N, C, H, W) and returns the embedding
-        (N, n_components) and the local features (N, K, h, w).
+    encoder : {"dcgan", "stride1", "alexnet", "resnet", "resnet_folded"}, nn.Module or callable, default="dcgan"
+        The network. "dcgan" is the paper's for small images, "alexnet" the one for 64 x 64 images, "resnet" the
+        residual one and "resnet_folded" the same on overlapping crops; "stride1" is four convolutions of stride 1.
+        All but the first are far slower, see `skdim.encoders`. A class or other callable builds a module as
+        ``encoder(image_shape, n_components)``; an instance is copied and trained on from the weights it has. Its
+        ``forward`` takes float32 images (N, C, H, W) and returns the embedding (N, n_components) and the local
+        features (N, K, h, w). `skdim.encoders.LayerEncoder` makes one of any network.
 
     local_weight : float, default=1.0
         Weight of the local mutual information, the paper's beta. A weight of 0 builds and computes nothing of its
@@ -126,8 +128,9 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Whether a random block of each image is hidden from the embedding, but not from the local features.
 
     output_layer : {"embedding", "hidden", "features"}, default="embedding"
-        What `transform` returns: the embedding; the layer of 1024 units before it ("dcgan" only); or the last
-        convolution's map, flattened (for your own encoder, the features it returns). May be changed after `fit`.
+        What `transform` returns: the embedding; the hidden layer before it (of 1024 units, 4096 with "alexnet", none
+        with "stride1"); or the last convolution's map, flattened (for your own encoder, the features it returns). May
+        be changed after `fit`.
 
     max_epochs : int, default=20
         Passes over the images. 0 gives the untrained encoder, the control for what training brings.
@@ -226,13 +229,14 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     net_: DIMNet
     history_: list[dict[str, float]]
     _layer_shapes: dict[str, Any]
+    _encoder_options: dict[str, bool]
     _built_for: tuple[Any, ...]
 
     _parameter_constraints: dict[str, list[Any]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "image_shape": [tuple, list, None],
         "data_format": [StrOptions({"auto", "channels_first", "channels_last"})],
-        "encoder": [StrOptions(set(ENCODERS)), nn.Module, type],
+        "encoder": [StrOptions(set(ENCODERS)), nn.Module, callable],
         "local_weight": [Interval(Real, 0, None, closed="left")],
         "global_weight": [Interval(Real, 0, None, closed="left")],
         "prior_weight": [Interval(Real, 0, None, closed="left")],
@@ -266,7 +270,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         *,
         image_shape: tuple[int, int, int] | None = None,
         data_format: str = "auto",
-        encoder: str | nn.Module | type[nn.Module] = "dcgan",
+        encoder: str | nn.Module | Callable[..., nn.Module] = "dcgan",
         local_weight: float = 1.0,
         global_weight: float = 0.5,
         prior_weight: float = 0.1,
@@ -480,9 +484,12 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _start(self, images: Images, seed: int) -> None:
         """Set everything that a fit sets and going on keeps."""
         with private_rng(seed, torch.device("cpu")):
-            self.encoder_, self._layer_shapes = make_encoder(self.encoder, images.shape, self.n_components)
+            self.encoder_, self._layer_shapes = make_encoder(
+                self.encoder, images.shape, self.n_components, **self._get_encoder_options()
+            )
         self._check_output_layer()
         self._encoder_spec = self.encoder
+        self._encoder_options = self._get_encoder_options()
         self.image_shape_ = images.shape
         self.mean_, self.std_ = channel_statistics(images)
         self._trained_on_uint8 = images.array.dtype == np.uint8
@@ -552,6 +559,16 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 f"Training cannot go on: the fitted encoder is {self._encoder_spec!r} with n_components={width}, but "
                 f"the parameters now are encoder={self.encoder!r} and n_components={self.n_components}."
             )
+        if self._get_encoder_options() != self._encoder_options:
+            raise ValueError(
+                "Training cannot go on: multiple_globals, prior or prior_matching were changed since the encoder was "
+                "fitted, and call for another network."
+            )
+
+    def _get_encoder_options(self) -> dict[str, bool]:
+        """What the network depends on beside the encoder and its width."""
+        is_normal_by_noise = bool(self.prior_weight) and self.prior == "normal" and self.prior_matching == "noise"
+        return {"multiple_globals": self.multiple_globals, "standardized": is_normal_by_noise}
 
     def _check_images(self, X: Any, *, reset: bool) -> Images:
         shape = self.image_shape if reset else self.image_shape_
@@ -618,7 +635,12 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         super().__setstate__(state)
         if "encoder_" in state:
             with private_rng(0, torch.device("cpu")):
-                encoder, _ = make_encoder(self._encoder_spec, self.image_shape_, self._layer_shapes["embedding"][0])
+                encoder, _ = make_encoder(
+                    self._encoder_spec,
+                    self.image_shape_,
+                    self._layer_shapes["embedding"][0],
+                    **self._encoder_options,
+                )
             self.device_ = available_device(state["device_"])
             self.encoder_ = place(with_arrays(encoder, state["encoder_"]), self.device_)
 
