@@ -566,7 +566,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             )
 
     def _get_encoder_options(self) -> dict[str, bool]:
-        """What the network depends on beside the encoder and its width."""
+        """Name what the network depends on beside the encoder and its width."""
         is_normal_by_noise = bool(self.prior_weight) and self.prior == "normal" and self.prior_matching == "noise"
         return {"multiple_globals": self.multiple_globals, "standardized": is_normal_by_noise}
 
