@@ -178,6 +178,12 @@ def test_not_fitted():
         ("mi_units", 0),
         ("negatives", "all"),
         ("prior", "laplace"),
+        ("prior_matching", "mmd"),
+        ("local_samples", 0),
+        ("multiple_globals", 2),
+        ("augmentation", "weak"),
+        ("coordinate_weight", -0.1),
+        ("occlusion", "yes"),
         ("output_layer", "conv"),
         ("max_epochs", -1),
         ("batch_size", 1),
@@ -210,7 +216,8 @@ def test_bad_parameters_are_named_at_fit_and_nowhere_else(parameter, value):
 
 def test_all_weights_zero():
     dim = DIMTransformer(local_weight=0, global_weight=0, prior_weight=0)
-    refuses(dim.fit, ROWS, ValueError, "local_weight, global_weight and prior_weight are all 0")
+    message = "local_weight, global_weight, prior_weight and coordinate_weight are all 0"
+    refuses(dim.fit, ROWS, ValueError, message)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
