@@ -103,7 +103,7 @@ def test_two_views_make_the_embedding_insensitive_to_what_they_change(digits):
     changed = X + np.random.default_rng(0).normal(0, 6, X.shape).astype(np.float32)
 
     def sensitivity(augmentation):
-        dim = small(augmentation=augmentation, max_epochs=10, batch_size=50, prior_weight=0, global_weight=0).fit(X)
+        dim = small(augmentation=augmentation, max_epochs=15, batch_size=50, prior_weight=0).fit(X)
         Z, Z_changed = dim.transform(X), dim.transform(changed)
         return ((Z - Z_changed) ** 2).sum() / ((Z - Z.mean(axis=0)) ** 2).sum()
 
@@ -198,7 +198,7 @@ def test_noise_pulls_the_embedding_to_the_prior(digits, prior):
     def distances(prior_weight):
         """Largest gap between the distribution functions of the embedding's dimensions and the prior's, averaged."""
         dim = small(prior=prior, prior_matching="noise", prior_weight=prior_weight, global_weight=0, mi_units=256)
-        Z = dim.set_params(max_epochs=40, batch_size=50).fit_transform(digits[0])
+        Z = dim.set_params(max_epochs=60, batch_size=50).fit_transform(digits[0])
         distribution = norm.cdf if prior == "normal" else lambda z: z
         samples = Z if prior == "normal" else 1 / (1 + np.exp(-Z.astype(float)))
         return np.mean([kstest(column, distribution).statistic for column in samples.T])
