@@ -1,13 +1,99 @@
-"""Weights of an encoder as plain NumPy arrays and back, so that a pickle holds nothing of torch."""
+"""A fitted model outside its process: weights as NumPy arrays for pickles, and a file without pickle.
 
-from typing import Any
+The file is in the safetensors format: a length, a JSON header and the tensors. Two entries of the header's metadata are
+ours: "skdim", a JSON text with all that is no tensor, and "sha256", that text's checksum. The text holds the tensors'
+checksum. A file may come from a stranger, so nothing in it is believed before it has been compared with what the class
+and the encoder ask for, no memory is spent that the file's own size does not pay for, and nothing is ever looked up,
+imported or unpickled by a name that it holds.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import os
+import reprlib
+import secrets
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors.torch
+import sklearn
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from safetensors import SafetensorError
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
 
-__all__ = ["to_arrays", "with_arrays"]
+from skdim._version import __version__
+from skdim.encoders import ENCODERS, layer_shapes
+from skdim.images import ImageShape, check_image_shape
+
+__all__ = ["FittedModel", "InvalidFileError", "load_model", "save_model", "to_arrays", "with_arrays"]
+
+FORMAT = 1
+KEYS = frozenset(
+    [
+        *("format", "class", "params", "encoder", "width", "image_shape", "trained_on_uint8", "history"),
+        *("feature_names", "versions", "tensors_sha256"),
+    ]
+)
+VERSIONS = {"skdim": __version__, "torch": str(torch.__version__), "scikit-learn": sklearn.__version__}
+# Objects of the process that saves, and where it may write: a file from elsewhere must have no say in either.
+NOT_STORED = ("callbacks", "checkpoint_dir")
+# Thousands of epochs or columns fit; parsing the most wasteful JSON of this size takes 0.3 GB.
+MAX_HEADER_BYTES = 1 << 23
+# Values an image: 16 GiB of float32.
+MAX_IMAGE_VALUES = 1 << 32
+# Most of a message that may quote the file.
+MAX_REASON = 300
+
+
+class InvalidFileError(ValueError):
+    """A file does not hold what `DIMTransformer.save` writes, or not for this class."""
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A fitted estimator without the estimator.
+
+    Attributes
+    ----------
+    params : dict
+        All constructor parameters.
+    encoder : nn.Module
+        The encoder, in evaluation mode; from `load_model`, on the CPU.
+    encoder_spec : str, nn.Module or callable
+        What it was built from.
+    layer_shapes : dict
+        As `skdim.encoders.layer_shapes` gives them.
+    image_shape : tuple of int
+        Channels, height and width.
+    mean, std : ndarray of shape (C,), float32
+        Statistics of the training images.
+    trained_on_uint8 : bool
+        Whether these were uint8.
+    history : list of dict
+        Name to number, one an epoch.
+    feature_names : list of str or None
+        Column names of the training images.
+    """
+
+    params: dict[str, Any]
+    encoder: nn.Module
+    encoder_spec: Any
+    layer_shapes: dict[str, tuple[int, ...]]
+    image_shape: ImageShape
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    trained_on_uint8: bool
+    history: list[dict[str, float]]
+    feature_names: list[str] | None
 
 
 def to_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
@@ -44,3 +130,386 @@ def with_arrays(module: nn.Module, arrays: dict[str, NDArray[Any]]) -> nn.Module
     # Copies first, because arrays of a memory-mapped joblib file are read-only, which torch does not know.
     module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     return module.eval()
+
+
+def save_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator], model: FittedModel) -> None:
+    """Write a model to a file, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file; one that is there is replaced.
+    estimator_class : type
+        The class of the estimator, which alone will read the file.
+    model : FittedModel
+        The model.
+
+    Raises
+    ------
+    ValueError
+        If history and column names are more than `load_model` reads.
+
+    Warns
+    -----
+    UserWarning
+        If parameters are left out. `load_model` gives them their defaults.
+    """
+    tensors = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
+    tensors |= {"mean": torch.from_numpy(model.mean), "std": torch.from_numpy(model.std)}
+    # Clones, because the format knows neither views nor tensors that share memory.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = {
+        "format": FORMAT,
+        "class": estimator_class.__name__,
+        "params": _params_to_json(estimator_class, model.params),
+        "encoder": model.encoder_spec if isinstance(model.encoder_spec, str) else None,
+        "width": model.layer_shapes["embedding"][0],
+        "image_shape": model.image_shape,
+        "trained_on_uint8": model.trained_on_uint8,
+        "history": model.history,
+        "feature_names": model.feature_names,
+        "versions": VERSIONS,
+        "tensors_sha256": _digest(tensors),
+    }
+    text = json.dumps(content, allow_nan=False)
+    data = safetensors.torch.save(tensors, {"skdim": text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
+    if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
+        raise ValueError(
+            f"The history of {len(model.history)} epochs and the names of {len(model.feature_names or ())} columns are "
+            f"too long to be saved: they and the rest of the header take more than {MAX_HEADER_BYTES} bytes."
+        )
+    _write_atomically(path, data)
+
+
+def load_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator], encoder: Any = None) -> FittedModel:
+    """Read a model from a file that may come from anyone.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+    estimator_class : type
+        The class whose estimator the file must hold.
+    encoder : nn.Module or callable, default=None
+        What to build the encoder from, where it is none of this library's.
+
+    Returns
+    -------
+    FittedModel
+        The model.
+
+    Raises
+    ------
+    InvalidFileError
+        If the file is anything but what `save_model` wrote, or calls for another class or encoder.
+    OSError
+        If there is no such file, or it cannot be read.
+    """
+    try:
+        # Opening a pipe would wait for its writer.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise InvalidFileError("it is not a regular file")
+        with open(path, "rb") as file:
+            return _read(file, estimator_class, encoder)
+    except InvalidFileError as error:
+        reason = str(error)
+        if len(reason) > MAX_REASON:
+            reason = reason[:MAX_REASON] + "..."
+        raise InvalidFileError(
+            f"{os.fspath(path)!r} cannot be loaded by {estimator_class.__name__}.load: {reason}."
+        ) from error
+
+
+def _read(file: BinaryIO, estimator_class: type[BaseEstimator], encoder: Any) -> FittedModel:
+    size = os.fstat(file.fileno()).st_size
+    declared, content = _read_header(file, size)
+    _check_content(content, estimator_class)
+    params = _params_from_json(estimator_class, content["params"], encoder)
+    own = content["encoder"] is None
+    if own and encoder is None:
+        raise InvalidFileError("it holds the weights of an encoder that is not skdim's; pass that as encoder")
+    if encoder is not None and not own and content["params"]["encoder"] is not None:
+        raise InvalidFileError(f"it holds the encoder {content['encoder']!r}, so none can be passed")
+    spec = encoder if own else content["encoder"]
+    image_shape, width = tuple(content["image_shape"]), content["width"]
+
+    state, shapes = _blueprint(spec, image_shape, width)
+    expected = {f"encoder.{name}": tensor for name, tensor in state.items()}
+    expected |= {name: torch.empty(image_shape[0], device="meta") for name in ("mean", "std")}
+    _check_shapes(declared, expected)
+    tensors = _read_tensors(file, size, expected)
+    if _digest(tensors) != content["tensors_sha256"]:
+        raise InvalidFileError("the checksum of its tensors is wrong, the file is damaged")
+    mean, std = tensors.pop("mean").numpy(), tensors.pop("std").numpy()
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+        raise InvalidFileError("its mean and std are no mean and standard deviation")
+
+    module = _build(spec, image_shape, width).cpu()
+    module.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in tensors.items()})
+    return FittedModel(
+        params=params,
+        encoder=module.eval(),
+        encoder_spec=spec,
+        layer_shapes=shapes,
+        image_shape=image_shape,
+        mean=mean,
+        std=std,
+        trained_on_uint8=content["trained_on_uint8"],
+        history=content["history"],
+        feature_names=content["feature_names"],
+    )
+
+
+def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the names and shapes that the file declares, and our part of its metadata, whose checksum is right."""
+    if size == 0:
+        raise InvalidFileError("it is empty")
+    if size < 8:
+        raise InvalidFileError("it is truncated")
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise InvalidFileError(f"it is truncated or no safetensors file: it declares a header of {length} bytes")
+    declared = _parse_json(file.read(length), "header")
+    metadata = declared.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or metadata.keys() != {"skdim", "sha256"}:
+        raise InvalidFileError("it is a safetensors file of other software")
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise InvalidFileError("its metadata are not all texts")
+    # A text from JSON may have lone surrogates, which UTF-8 has not.
+    text = metadata["skdim"].encode("utf-8", "surrogatepass")
+    if hashlib.sha256(text).hexdigest() != metadata["sha256"]:
+        raise InvalidFileError("the checksum of its metadata is wrong, the file is damaged")
+    return declared, _parse_json(text, "metadata")
+
+
+def _parse_json(text: bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(
+            text.decode(), object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise InvalidFileError(f"its {name} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidFileError(f"its {name} is not a JSON object")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a key is there twice")
+    return entries
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is not finite")
+    return value
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(epoch, dict) and "loss" in epoch and all(type(number) in (int, float) for number in epoch.values())
+        for epoch in value
+    )
+
+
+def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]) -> None:
+    """Check the metadata, all but the parameters."""
+    # First, because another format may have other keys.
+    if type(content.get("format")) is not int or content["format"] != FORMAT:
+        raise InvalidFileError(
+            f"it has format {reprlib.repr(content.get('format'))}, this version of skdim reads {FORMAT}"
+        )
+    if content.get("class") != estimator_class.__name__:
+        raise InvalidFileError(f"it holds a {reprlib.repr(content.get('class'))}")
+    _check_names(content, KEYS, "metadata entry")
+    shape, names, encoder = content["image_shape"], content["feature_names"], content["encoder"]
+    versions = content["versions"]
+    sound = {
+        "encoder": encoder is None or (isinstance(encoder, str) and encoder in ENCODERS),
+        "width": _is_int(content["width"]),
+        "image_shape": isinstance(shape, list) and len(shape) == 3 and all(map(_is_int, shape)),
+        "trained_on_uint8": isinstance(content["trained_on_uint8"], bool),
+        "history": _is_history(content["history"]),
+        "feature_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+        "versions": isinstance(versions, dict)
+        and versions.keys() == VERSIONS.keys()
+        and all(isinstance(version, str) for version in versions.values()),
+        "tensors_sha256": isinstance(content["tensors_sha256"], str),
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise InvalidFileError(f"its metadata entry {name!r} is unfit: {reprlib.repr(content[name])}")
+    if prod(shape) > MAX_IMAGE_VALUES:
+        raise InvalidFileError(f"its images of shape {reprlib.repr(shape)} have more than {MAX_IMAGE_VALUES} values")
+    if names is not None and len(names) != prod(shape):
+        raise InvalidFileError(f"it has {len(names)} feature names for images of {prod(shape)} values")
+
+
+def _check_names(found: Mapping[str, Any], expected: Mapping[str, Any] | frozenset[str], what: str) -> None:
+    for name in sorted(set(expected) - found.keys()):
+        raise InvalidFileError(f"the {what} {reprlib.repr(name)} is missing")
+    for name in sorted(found.keys() - set(expected)):
+        raise InvalidFileError(f"the {what} {reprlib.repr(name)} is unknown")
+
+
+def _check_shapes(declared: dict[str, Any], expected: dict[str, Tensor]) -> None:
+    """Compare the tensors that a file says it has with those of the network it calls for."""
+    _check_names(declared, expected, "tensor")
+    for name, tensor in expected.items():
+        shape = declared[name].get("shape") if isinstance(declared[name], dict) else None
+        if shape != list(tensor.shape):
+            raise InvalidFileError(
+                f"the tensor {name!r} has shape {reprlib.repr(shape)}, expected {list(tensor.shape)}"
+            )
+
+
+def _read_tensors(file: BinaryIO, size: int, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    needed = sum(tensor.nbytes for tensor in expected.values())
+    if size != file.tell() + needed:
+        raise InvalidFileError(
+            f"it is truncated or of other dtypes: {needed} bytes of tensors should follow the header, "
+            f"{size - file.tell()} do"
+        )
+    file.seek(0)
+    try:
+        tensors = safetensors.torch.load(file.read(size))
+    except (SafetensorError, KeyError, AssertionError, RuntimeError, ValueError) as error:
+        raise InvalidFileError(f"it is no valid safetensors file: {error}") from error
+    for name, tensor in expected.items():
+        if name not in tensors or (tensors[name].dtype, tensors[name].shape) != (tensor.dtype, tensor.shape):
+            raise InvalidFileError(f"the tensor {name!r} is not {tensor.dtype} of shape {list(tensor.shape)}")
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _params_to_json(estimator_class: type[BaseEstimator], params: dict[str, Any]) -> dict[str, Any]:
+    defaults = estimator_class().get_params(deep=False)
+    stored, left_out = {}, []
+    for name, value in params.items():
+        try:
+            if name in NOT_STORED:
+                raise TypeError("not stored")
+            stored[name] = _to_json(value)
+        except TypeError:
+            # `load_model` is given such an encoder; of anything else it takes the default.
+            stored[name] = None if name == "encoder" else _to_json(defaults[name])
+            if name != "encoder" and value is not defaults[name]:
+                left_out.append(name)
+    if left_out:
+        warnings.warn(
+            f"The file does not hold the parameters {', '.join(left_out)}: {estimator_class.__name__}.load gives them "
+            "their defaults.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return stored
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, tuple):
+        return {"tuple": [_to_json(item) for item in value]}
+    if isinstance(value, list):
+        return [_to_json(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} is not stored")
+
+
+def _params_from_json(estimator_class: type[BaseEstimator], stored: Any, encoder: Any) -> dict[str, Any]:
+    """Read the parameters and check them as `fit` would."""
+    defaults = estimator_class().get_params(deep=False)
+    if not isinstance(stored, dict):
+        raise InvalidFileError("its parameters are not a JSON object")
+    _check_names(stored, defaults, "parameter")
+    for name in NOT_STORED:
+        if name in stored and stored[name] != _to_json(defaults[name]):
+            raise InvalidFileError(f"its parameter {name!r} is not the default")
+    try:
+        params = {name: _from_json(value) for name, value in stored.items()}
+        if params["encoder"] is None:
+            if encoder is None:
+                raise InvalidFileError("it was saved with an encoder that is not skdim's; pass that as encoder")
+            params["encoder"] = encoder
+        estimator_class(**params)._validate_params()
+        if params["image_shape"] is not None:
+            check_image_shape(params["image_shape"])
+    except InvalidFileError:
+        raise
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidFileError(f"its parameters are unfit: {error}") from error
+    return params
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() != {"tuple"} or not isinstance(value["tuple"], list):
+            raise TypeError("no parameter is a dict")
+        return tuple(_from_json(item) for item in value["tuple"])
+    return [_from_json(item) for item in value] if isinstance(value, list) else value
+
+
+def _build(encoder: Any, image_shape: ImageShape, width: int) -> nn.Module:
+    if isinstance(encoder, nn.Module):
+        return copy.deepcopy(encoder)
+    return (ENCODERS[encoder] if isinstance(encoder, str) else encoder)(image_shape, width)
+
+
+def _blueprint(
+    encoder: Any, image_shape: ImageShape, width: int
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+    """Find the tensors and layers of an encoder on the meta device, where sizes cost nothing, whoever chose them."""
+    try:
+        with torch.device("meta"):
+            module = _build(encoder, image_shape, width).to("meta")
+            state, shapes = module.state_dict(), layer_shapes(module, image_shape)
+    except Exception as error:
+        raise InvalidFileError(
+            f"its encoder for images of shape {image_shape} and embeddings of width {reprlib.repr(width)} cannot be "
+            f"built and run on torch's meta device: {error}"
+        ) from error
+    if shapes["embedding"] != (width,):
+        raise InvalidFileError(f"the encoder returns embeddings of shape {shapes['embedding']}, expected {(width,)}")
+    return state, shapes
+
+
+def _write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that its name always holds the old bytes or the new ones, whole, also after a crash."""
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    # The new name is safe only once its directory is; only POSIX can open one.
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
