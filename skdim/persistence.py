@@ -212,12 +212,12 @@ def load_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator
         with open(path, "rb") as file:
             return _read(file, estimator_class, encoder)
     except InvalidFileError as error:
-        reason = str(error)
-        if len(reason) > MAX_REASON:
-            reason = reason[:MAX_REASON] + "..."
+        # Quotes from the file may hold codes that act on a terminal, also where a traceback shows the first error.
+        reason = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
         raise InvalidFileError(
-            f"{os.fspath(path)!r} cannot be loaded by {estimator_class.__name__}.load: {reason}."
-        ) from error
+            f"{os.fspath(path)!r} cannot be loaded by {estimator_class.__name__}.load: "
+            f"{reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + '...'}."
+        ) from None
 
 
 def _read(file: BinaryIO, estimator_class: type[BaseEstimator], encoder: Any) -> FittedModel:
@@ -234,6 +234,8 @@ def _read(file: BinaryIO, estimator_class: type[BaseEstimator], encoder: Any) ->
     image_shape, width = tuple(content["image_shape"]), content["width"]
 
     state, shapes = _blueprint(spec, image_shape, width)
+    if params["output_layer"] not in shapes:
+        raise InvalidFileError(f"its encoder has no layer {params['output_layer']!r}")
     expected = {f"encoder.{name}": tensor for name, tensor in state.items()}
     expected |= {name: torch.empty(image_shape[0], device="meta") for name in ("mean", "std")}
     _check_shapes(declared, expected)

@@ -405,6 +405,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         check_is_fitted(self)
         self._validate_params()
+        self._check_output_layer()
         feature_names = getattr(self, "feature_names_in_", None)
         model = FittedModel(
             params=self.get_params(deep=False),
