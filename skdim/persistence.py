@@ -46,7 +46,7 @@ KEYS = frozenset(
 VERSIONS = {"skdim": __version__, "torch": str(torch.__version__), "scikit-learn": sklearn.__version__}
 # Objects of the process that saves, and where it may write: a file from elsewhere must have no say in either.
 NOT_STORED = ("callbacks", "checkpoint_dir")
-# Thousands of epochs or columns fit; parsing the most wasteful JSON of this size takes 0.3 GB.
+# Thousands of epochs or columns fit; the most wasteful JSON of this size takes 0.2 GB to parse.
 MAX_HEADER_BYTES = 1 << 23
 # Values an image: 16 GiB of float32.
 MAX_IMAGE_VALUES = 1 << 32

@@ -323,6 +323,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         FloatingPointError
             If training diverges. The estimator is then as it was.
         """
+        # scikit-learn's context checks them before the first call only.
+        self._validate_params()
         with self._unchanged_on_error():
             self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
         return self

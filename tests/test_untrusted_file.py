@@ -16,7 +16,7 @@ import pytest
 from sklearn.base import clone
 
 from skdim import DIMTransformer
-from skdim.persistence import InvalidFileError, _digest, safetensors
+from skdim.persistence import MAX_HEADER_BYTES, InvalidFileError, _digest, safetensors
 
 ROWS = np.random.default_rng(0).random((6, 16))
 # Far above what a load of these files takes, in bytes and seconds; hostile ones ask for terabytes and hours.
@@ -410,6 +410,10 @@ def forge(rng, data):
     return with_tensors(data, edit)
 
 
+# JSON that takes many times its size in memory or in time.
+WASTEFUL = ("{},", '{"a":0},', "[0],", "0.5,", '"\U0001f600",', "1" * 4300 + ",")
+
+
 def peak_memory():
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
@@ -427,11 +431,12 @@ def fuzz(dim, data, load, files):
     for mutate, check, rng in files:
         changed = mutate(rng, data)
         start = time.perf_counter()
+        loaded, reason = None, ""
         try:
             loaded = load(changed)
         except InvalidFileError as error:
-            loaded = None
-            assert str(error).isprintable()
+            reason = str(error)
+        assert reason.isprintable()
         slowest = max(slowest, time.perf_counter() - start)
         if loaded is not None:
             accepted += 1
@@ -449,6 +454,15 @@ def test_changed_files_are_refused_or_harmless(dim, data, load, counted, n_files
     files = [(mutate, check, np.random.default_rng([n_files, i])) for i in range(n_files)]
     record_property("fuzz", fuzz(dim, data, load, files))
     counted("files fuzzed", n_files)
+
+
+def test_wasteful_headers(dim, data, load, counted, record_property):
+    def make(unit, _):
+        text = f'{{"a":[{unit * ((MAX_HEADER_BYTES - 9) // len(unit.encode()))}0]}}'.encode()
+        return struct.pack("<Q", len(text)) + text
+
+    record_property("fuzz", fuzz(dim, data, load, [(make, is_equal, unit) for unit in WASTEFUL]))
+    counted("files fuzzed", len(WASTEFUL))
 
 
 @pytest.mark.slow
