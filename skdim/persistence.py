@@ -1,38 +1,36 @@
 """A fitted model outside its process: weights as NumPy arrays for pickles, and a file without pickle.
 
-The file is in the safetensors format: a length, a JSON header and the tensors. Two entries of the header's metadata are
-ours: "skdim", a JSON text with all that is no tensor, and "sha256", that text's checksum. The text holds the tensors'
-checksum. A file may come from a stranger, so nothing in it is believed before it has been compared with what the class
-and the encoder ask for, no memory is spent that the file's own size does not pay for, and nothing is ever looked up,
-imported or unpickled by a name that it holds.
+The file may come from a stranger. Nothing in it is believed before it has been compared with what the class and the
+encoder ask for, no memory is spent that the file's own size does not pay for, and nothing is ever looked up, imported
+or unpickled by a name that it holds.
 """
 
 import copy
-import hashlib
-import json
-import math
 import os
 import reprlib
-import secrets
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO
 
 import numpy as np
-import safetensors.torch
 import sklearn
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from skdim._version import __version__
 from skdim.encoders import ENCODERS, layer_shapes
 from skdim.images import ImageShape, check_image_shape
+from skdim.tensorfile import (
+    InvalidFileError,
+    check_names,
+    check_shapes,
+    read_header,
+    read_tensors,
+    write_tensor_file,
+)
 
 __all__ = ["FittedModel", "InvalidFileError", "load_model", "save_model", "to_arrays", "with_arrays"]
 
@@ -40,22 +38,16 @@ FORMAT = 1
 KEYS = frozenset(
     [
         *("format", "class", "params", "encoder", "width", "image_shape", "trained_on_uint8", "history"),
-        *("feature_names", "versions", "tensors_sha256"),
+        *("feature_names", "versions"),
     ]
 )
 VERSIONS = {"skdim": __version__, "torch": str(torch.__version__), "scikit-learn": sklearn.__version__}
 # Objects of the process that saves, and where it may write: a file from elsewhere must have no say in either.
 NOT_STORED = ("callbacks", "checkpoint_dir")
-# Thousands of epochs or columns fit; the most wasteful JSON of this size takes 0.2 GB to parse.
-MAX_HEADER_BYTES = 1 << 23
 # Values an image: 16 GiB of float32.
 MAX_IMAGE_VALUES = 1 << 32
 # Most of a message that may quote the file.
 MAX_REASON = 300
-
-
-class InvalidFileError(ValueError):
-    """A file does not hold what `DIMTransformer.save` writes, or not for this class."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +148,6 @@ def save_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator
     """
     tensors = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
     tensors |= {"mean": torch.from_numpy(model.mean), "std": torch.from_numpy(model.std)}
-    # Clones, because the format knows neither views nor tensors that share memory.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     content = {
         "format": FORMAT,
         "class": estimator_class.__name__,
@@ -169,16 +159,8 @@ def save_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator
         "history": model.history,
         "feature_names": model.feature_names,
         "versions": VERSIONS,
-        "tensors_sha256": _digest(tensors),
     }
-    text = json.dumps(content, allow_nan=False)
-    data = safetensors.torch.save(tensors, {"skdim": text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
-    if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
-        raise ValueError(
-            f"The history of {len(model.history)} epochs and the names of {len(model.feature_names or ())} columns are "
-            f"too long to be saved: they and the rest of the header take more than {MAX_HEADER_BYTES} bytes."
-        )
-    _write_atomically(path, data)
+    write_tensor_file(path, content, tensors)
 
 
 def load_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator], encoder: Any = None) -> FittedModel:
@@ -222,7 +204,7 @@ def load_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator
 
 def _read(file: BinaryIO, estimator_class: type[BaseEstimator], encoder: Any) -> FittedModel:
     size = os.fstat(file.fileno()).st_size
-    declared, content = _read_header(file, size)
+    declared, content, digest = read_header(file, size)
     _check_content(content, estimator_class)
     params = _params_from_json(estimator_class, content["params"], encoder)
     own = content["encoder"] is None
@@ -237,11 +219,9 @@ def _read(file: BinaryIO, estimator_class: type[BaseEstimator], encoder: Any) ->
     if params["output_layer"] not in shapes:
         raise InvalidFileError(f"its encoder has no layer {params['output_layer']!r}")
     expected = {f"encoder.{name}": tensor for name, tensor in state.items()}
-    expected |= {name: torch.empty(image_shape[0], device="meta") for name in ("mean", "std")}
-    _check_shapes(declared, expected)
-    tensors = _read_tensors(file, size, expected)
-    if _digest(tensors) != content["tensors_sha256"]:
-        raise InvalidFileError("the checksum of its tensors is wrong, the file is damaged")
+    expected |= {name: torch.empty(image_shape[0], dtype=torch.float32, device="meta") for name in ("mean", "std")}
+    check_shapes(declared, expected)
+    tensors = read_tensors(file, size, expected, digest)
     mean, std = tensors.pop("mean").numpy(), tensors.pop("std").numpy()
     if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
         raise InvalidFileError("its mean and std are no mean and standard deviation")
@@ -262,59 +242,7 @@ def _read(file: BinaryIO, estimator_class: type[BaseEstimator], encoder: Any) ->
     )
 
 
-def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the names and shapes that the file declares, and our part of its metadata, whose checksum is right."""
-    if size == 0:
-        raise InvalidFileError("it is empty")
-    if size < 8:
-        raise InvalidFileError("it is truncated")
-    length = int.from_bytes(file.read(8), "little")
-    if length > min(size - 8, MAX_HEADER_BYTES):
-        raise InvalidFileError(f"it is truncated or no safetensors file: it declares a header of {length} bytes")
-    declared = _parse_json(file.read(length), "header")
-    metadata = declared.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or metadata.keys() != {"skdim", "sha256"}:
-        raise InvalidFileError("it is a safetensors file of other software")
-    if not all(isinstance(value, str) for value in metadata.values()):
-        raise InvalidFileError("its metadata are not all texts")
-    # A text from JSON may have lone surrogates, which UTF-8 has not.
-    text = metadata["skdim"].encode("utf-8", "surrogatepass")
-    if hashlib.sha256(text).hexdigest() != metadata["sha256"]:
-        raise InvalidFileError("the checksum of its metadata is wrong, the file is damaged")
-    return declared, _parse_json(text, "metadata")
-
-
-def _parse_json(text: bytes, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(
-            text.decode(), object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_refuse_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise InvalidFileError(f"its {name} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidFileError(f"its {name} is not a JSON object")
-    return value
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        raise ValueError("a key is there twice")
-    return entries
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("a number is not finite")
-    return value
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number")
-
-
-def _is_int(value: Any) -> bool:
+def _is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -334,20 +262,19 @@ def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]
         )
     if content.get("class") != estimator_class.__name__:
         raise InvalidFileError(f"it holds a {reprlib.repr(content.get('class'))}")
-    _check_names(content, KEYS, "metadata entry")
+    check_names(content, KEYS, "metadata entry")
     shape, names, encoder = content["image_shape"], content["feature_names"], content["encoder"]
     versions = content["versions"]
     sound = {
         "encoder": encoder is None or (isinstance(encoder, str) and encoder in ENCODERS),
-        "width": _is_int(content["width"]),
-        "image_shape": isinstance(shape, list) and len(shape) == 3 and all(map(_is_int, shape)),
+        "width": _is_positive_int(content["width"]),
+        "image_shape": isinstance(shape, list) and len(shape) == 3 and all(map(_is_positive_int, shape)),
         "trained_on_uint8": isinstance(content["trained_on_uint8"], bool),
         "history": _is_history(content["history"]),
         "feature_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
         "versions": isinstance(versions, dict)
         and versions.keys() == VERSIONS.keys()
         and all(isinstance(version, str) for version in versions.values()),
-        "tensors_sha256": isinstance(content["tensors_sha256"], str),
     }
     for name, is_sound in sound.items():
         if not is_sound:
@@ -356,50 +283,6 @@ def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]
         raise InvalidFileError(f"its images of shape {reprlib.repr(shape)} have more than {MAX_IMAGE_VALUES} values")
     if names is not None and len(names) != prod(shape):
         raise InvalidFileError(f"it has {len(names)} feature names for images of {prod(shape)} values")
-
-
-def _check_names(found: Mapping[str, Any], expected: Mapping[str, Any] | frozenset[str], what: str) -> None:
-    for name in sorted(set(expected) - found.keys()):
-        raise InvalidFileError(f"the {what} {reprlib.repr(name)} is missing")
-    for name in sorted(found.keys() - set(expected)):
-        raise InvalidFileError(f"the {what} {reprlib.repr(name)} is unknown")
-
-
-def _check_shapes(declared: dict[str, Any], expected: dict[str, Tensor]) -> None:
-    """Compare the tensors that a file says it has with those of the network it calls for."""
-    _check_names(declared, expected, "tensor")
-    for name, tensor in expected.items():
-        shape = declared[name].get("shape") if isinstance(declared[name], dict) else None
-        if shape != list(tensor.shape):
-            raise InvalidFileError(
-                f"the tensor {name!r} has shape {reprlib.repr(shape)}, expected {list(tensor.shape)}"
-            )
-
-
-def _read_tensors(file: BinaryIO, size: int, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    needed = sum(tensor.nbytes for tensor in expected.values())
-    if size != file.tell() + needed:
-        raise InvalidFileError(
-            f"it is truncated or of other dtypes: {needed} bytes of tensors should follow the header, "
-            f"{size - file.tell()} do"
-        )
-    file.seek(0)
-    try:
-        tensors = safetensors.torch.load(file.read(size))
-    except (SafetensorError, KeyError, AssertionError, RuntimeError, ValueError) as error:
-        raise InvalidFileError(f"it is no valid safetensors file: {error}") from error
-    for name, tensor in expected.items():
-        if name not in tensors or (tensors[name].dtype, tensors[name].shape) != (tensor.dtype, tensor.shape):
-            raise InvalidFileError(f"the tensor {name!r} is not {tensor.dtype} of shape {list(tensor.shape)}")
-    return tensors
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _params_to_json(estimator_class: type[BaseEstimator], params: dict[str, Any]) -> dict[str, Any]:
@@ -442,7 +325,7 @@ def _params_from_json(estimator_class: type[BaseEstimator], stored: Any, encoder
     defaults = estimator_class().get_params(deep=False)
     if not isinstance(stored, dict):
         raise InvalidFileError("its parameters are not a JSON object")
-    _check_names(stored, defaults, "parameter")
+    check_names(stored, defaults, "parameter")
     for name in NOT_STORED:
         if name in stored and stored[name] != _to_json(defaults[name]):
             raise InvalidFileError(f"its parameter {name!r} is not the default")
@@ -492,26 +375,3 @@ def _blueprint(
     if shapes["embedding"] != (width,):
         raise InvalidFileError(f"the encoder returns embeddings of shape {shapes['embedding']}, expected {(width,)}")
     return state, shapes
-
-
-def _write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that its name always holds the old bytes or the new ones, whole, also after a crash."""
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    # The new name is safe only once its directory is; only POSIX can open one.
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -227,7 +227,7 @@ def test_what_is_unfit_is_not_saved(tmp_path, monkeypatch):
         fitted().set_params(lr=-1).save(path)
     with pytest.raises(ValueError, match="output_layer='hidden' is not a layer"):
         fitted(encoder="stride1", max_epochs=0).set_params(output_layer="hidden").save(path)
-    monkeypatch.setattr("skdim.persistence.MAX_HEADER_BYTES", 1000)
+    monkeypatch.setattr("skdim.tensorfile.MAX_HEADER_BYTES", 1000)
     with pytest.raises(ValueError, match="take more than 1000 bytes"):
         fitted().save(path)
     assert os.listdir(tmp_path) == []

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 from sklearn.base import clone
 
 from skdim import DIMTransformer
-from skdim.persistence import MAX_HEADER_BYTES, InvalidFileError, _digest, safetensors
+from skdim.persistence import InvalidFileError
+from skdim.tensorfile import MAX_HEADER_BYTES, _digest
 
 ROWS = np.random.default_rng(0).random((6, 16))
 # Far above what a load of these files takes, in bytes and seconds; hostile ones ask for terabytes and hours.
-MEMORY, SECONDS = 400e6, 10
+MEMORY, SECONDS = 300e6, 30
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ REFUSED = {
         "its header is not valid JSON: maximum recursion depth",
     ),
     "a nesting bomb in the metadata": (
-        lambda data: put_together({}, '{"a":' * 1_000_000, b""),
+        lambda data: put_together({}, '{"a":' * 100_000, b""),
         "its metadata is not valid JSON: maximum recursion depth",
     ),
     "other software's": (
@@ -170,6 +172,10 @@ REFUSED = {
     ),
     "a later format": (lambda data: with_content(data, format=2), "it has format 2, this version of skdim reads 1"),
     "format true": (lambda data: with_content(data, format=True), "it has format True"),
+    "no checksum of the tensors": (
+        lambda data: with_content(data, tensors_sha256=None),
+        "it has no checksum of its tensors",
+    ),
     "another class": (lambda data: with_content(data, **{"class": "os.system"}), "it holds a 'os.system'"),
     "an unknown entry": (lambda data: with_content(data, pickle="gASV"), "the metadata entry 'pickle' is unknown"),
     "an unknown parameter": (lambda data: with_params(data, lq=1), "the parameter 'lq' is unknown"),
@@ -244,7 +250,7 @@ REFUSED = {
         r"the parameter '\x1b[2J\r\na",
     ),
 }
-for key in ("params", "width", "history", "versions", "tensors_sha256", "feature_names"):
+for key in ("params", "width", "history", "versions", "feature_names"):
 
     def remove(data, key=key):
         header, content, tensors = take_apart(data)
@@ -450,24 +456,24 @@ def fuzz(dim, data, load, files):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("n_files", [300, pytest.param(6000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("mutate", "check"), [(damage, is_equal), (forge, is_sound)])
-def test_changed_files_are_refused_or_harmless(dim, data, load, counted, n_files, mutate, check, record_property):
+def test_changed_files_are_refused_or_harmless(dim, data, load, counted, n_files, mutate, check):
     files = [(mutate, check, np.random.default_rng([n_files, i])) for i in range(n_files)]
-    record_property("fuzz", fuzz(dim, data, load, files))
+    print(fuzz(dim, data, load, files))
     counted("files fuzzed", n_files)
 
 
-def test_wasteful_headers(dim, data, load, counted, record_property):
+def test_wasteful_headers(dim, data, load, counted):
     def make(unit, _):
         text = f'{{"a":[{unit * ((MAX_HEADER_BYTES - 9) // len(unit.encode()))}0]}}'.encode()
         return struct.pack("<Q", len(text)) + text
 
-    record_property("fuzz", fuzz(dim, data, load, [(make, is_equal, unit) for unit in WASTEFUL]))
+    print(fuzz(dim, data, load, [(make, is_equal, unit) for unit in WASTEFUL]))
     counted("files fuzzed", len(WASTEFUL))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_every_place_takes_every_hostile_value(dim, data, load, counted, record_property):
+def test_every_place_takes_every_hostile_value(dim, data, load, counted):
     header, content, tensors = take_apart(data)
     # The texts stand for their places: a file is made when it is its turn.
     cases = [(path, new) for path in places(content) for new in (..., *HOSTILE)]
@@ -475,5 +481,5 @@ def test_every_place_takes_every_hostile_value(dim, data, load, counted, record_
     def make(case, _):
         return put_together(header, put(content, *case), tensors)
 
-    record_property("fuzz", fuzz(dim, data, load, [(make, is_sound, case) for case in cases]))
+    print(fuzz(dim, data, load, [(make, is_sound, case) for case in cases]))
     counted("files fuzzed", len(cases))
