@@ -173,8 +173,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     -----
     A pickle, and so a joblib file, holds parameters, history and the encoder's weights as NumPy arrays: what
     `transform` needs. An encoder instance of your own is a parameter and pickled with it, by torch's means.
-    `partial_fit` or `warm_start` on a loaded estimator go on from these weights with fresh discriminators. For files that
-    go to or come from strangers there are `save` and `load`.
+    `partial_fit` or `warm_start` on a loaded estimator go on from these weights with fresh discriminators. For
+    files that go to or come from strangers there are `save` and `load`.
 
     References
     ----------
