@@ -1,6 +1,7 @@
 """DIMTransformer, the one door to the library."""
 
 import copy
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from skdim.model import NEGATIVES, build_model
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
 from skdim.parameters import check_callbacks, check_negatives, check_weights
-from skdim.persistence import to_arrays, with_arrays
+from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
 from skdim.views import Augmentation, Occlusion, check_augmentation
 
 # Lives only in the process that trained; the rest of the estimator is pickled.
@@ -207,7 +208,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     -----
     A pickle, and so a joblib file, holds parameters, history and the encoder's weights as NumPy arrays: what
     `transform` needs. An encoder instance of your own is a parameter and pickled with it, by torch's means.
-    `partial_fit` or `warm_start` on a loaded estimator go on from these weights with fresh discriminators.
+    `partial_fit` or `warm_start` on a loaded estimator go on from these weights with fresh discriminators. For
+    files that go to or come from strangers there are `save` and `load`.
 
     References
     ----------
@@ -378,6 +380,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         FloatingPointError
             If training diverges. The estimator is then as it was.
         """
+        # scikit-learn's context checks them before the first call only.
+        self._validate_params()
         with self._unchanged_on_error():
             self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
         return self
@@ -430,6 +434,104 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.encoder_.to(resolved)
         self.device_ = resolved
         return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to one safetensors file, for `load`.
+
+        The file holds what a pickle holds, parameters, history and the encoder's weights, in a format that opening
+        can't harm. It is written whole or not at all. `callbacks` and parameters that are objects, such as a
+        RandomState or an augmentation of your own, are not stored: `load` gives them their defaults. Of an encoder of
+        your own only the weights are.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, ".safetensors" by custom; one that is there is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` has not been called.
+        ValueError
+            If a parameter is unfit.
+        OSError
+            If the file cannot be written. One that was there is as it was.
+
+        Warns
+        -----
+        UserWarning
+            If parameters are not stored; it names them.
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        self._check_output_layer()
+        feature_names = getattr(self, "feature_names_in_", None)
+        model = FittedModel(
+            params=self.get_params(deep=False),
+            encoder=self.encoder_,
+            encoder_spec=self._encoder_spec,
+            encoder_options=self._encoder_options,
+            layer_shapes=self._layer_shapes,
+            image_shape=self.image_shape_,
+            mean=self.mean_,
+            std=self.std_,
+            trained_on_uint8=self._trained_on_uint8,
+            history=self.history_,
+            feature_names=None if feature_names is None else feature_names.tolist(),
+        )
+        save_model(path, type(self), model)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "auto", encoder: Any = None) -> Self:
+        """Read an estimator from a file that `save` wrote; the file may come from a stranger.
+
+        Nothing in the file is run, imported or unpickled, and no memory is spent that its own size does not pay for.
+        What the weights compute is up to who sent them.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+        device : str, default="auto"
+            Where to put the encoder: "auto", "cpu", "cuda" or "cuda:N".
+        encoder : nn.Module class, instance or callable, default=None
+            The encoder, where the estimator was fitted with your own; it must have the same structure, and be able
+            to run on torch's meta device. An instance is copied.
+
+        Returns
+        -------
+        DIMTransformer
+            The fitted transformer. It transforms to the bits of the one that was saved, on the same machine;
+            `partial_fit` and `warm_start` go on from its weights with fresh discriminators.
+
+        Raises
+        ------
+        skdim.persistence.InvalidFileError
+            A ValueError: if the file is damaged or is anything but what `save` wrote.
+        ValueError
+            If there is no such device.
+        OSError
+            If there is no such file, or it cannot be read.
+        """
+        resolved = resolve_device(device)
+        with private_rng(0, torch.device("cpu")):
+            model = load_model(path, cls, encoder)
+        dim = cls(**model.params)
+        dim.encoder_ = place(model.encoder, resolved)
+        dim.device_ = resolved
+        dim.image_shape_ = model.image_shape
+        dim.n_features_in_ = prod(model.image_shape)
+        if model.feature_names is not None:
+            dim.feature_names_in_ = np.array(model.feature_names, dtype=object)
+        dim.mean_, dim.std_ = model.mean, model.std
+        dim.history_ = model.history
+        dim.n_iter_ = len(dim.history_)
+        dim.loss_curve_ = [epoch["loss"] for epoch in dim.history_]
+        dim._layer_shapes = model.layer_shapes
+        dim._encoder_spec = model.encoder_spec
+        dim._encoder_options = model.encoder_options
+        dim._trained_on_uint8 = model.trained_on_uint8
+        return dim
 
     def _train(self, X: Any, *, go_on: bool, epochs: int, lr_schedule: str) -> None:
         weights = {

@@ -9,7 +9,7 @@ returns everything `output_layer` can name; `LayerEncoder` makes an encoder of a
 from skdim.encoders.adapter import LayerEncoder
 from skdim.encoders.alexnet import AlexNetEncoder
 from skdim.encoders.blocks import FlattenMap, halving_stack, n_halvings
-from skdim.encoders.build import ENCODERS, make_encoder
+from skdim.encoders.build import ENCODERS, build_encoder, make_encoder
 from skdim.encoders.dcgan import DCGANEncoder
 from skdim.encoders.reading import InvalidEncoderError, layer_shapes, local_features, read_layers, receptive_fields
 from skdim.encoders.resnet import ResNetEncoder
@@ -26,6 +26,7 @@ __all__ = [
     "ResNetEncoder",
     "StandardizedEncoder",
     "Stride1Encoder",
+    "build_encoder",
     "halving_stack",
     "layer_shapes",
     "local_features",

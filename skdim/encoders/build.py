@@ -14,7 +14,7 @@ from skdim.encoders.standardized import StandardizedEncoder
 from skdim.encoders.stride1 import Stride1Encoder
 from skdim.images import ImageShape
 
-__all__ = ["ENCODERS", "make_encoder"]
+__all__ = ["ENCODERS", "build_encoder", "make_encoder"]
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "dcgan": DCGANEncoder,
@@ -62,22 +62,48 @@ def make_encoder(
         If the encoder cannot be built, cannot take such images or does not return what an encoder returns; or if
         `multiple_globals` is asked of the user's encoder.
     """
+    module = build_encoder(encoder, image_shape, n_components, multiple_globals=multiple_globals)
+    shapes = layer_shapes(module, image_shape)
+    width = shapes["embedding"][0]
+    if width != n_components:
+        raise ValueError(f"encoder returns embeddings of width {width}, but n_components={n_components}.")
+    return StandardizedEncoder(module, n_components) if standardized else module, shapes
+
+
+def build_encoder(
+    encoder: str | nn.Module | Callable[[ImageShape, int], nn.Module],
+    image_shape: ImageShape,
+    n_components: int,
+    *,
+    multiple_globals: bool = False,
+) -> nn.Module:
+    """Build an encoder, or copy the one given, without a look at what it returns.
+
+    Parameters
+    ----------
+    encoder, image_shape, n_components, multiple_globals
+        As for `make_encoder`.
+
+    Returns
+    -------
+    nn.Module
+        The encoder, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be built, or `multiple_globals` is asked of the user's encoder.
+    """
     if multiple_globals and not isinstance(encoder, str):
         raise ValueError(
             f"multiple_globals=True needs an encoder of {sorted(ENCODERS)}, got {encoder!r}. For several embeddings an "
             "image, let your encoder return an embedding of shape (N, n_components, h, w)."
         )
     if isinstance(encoder, str):
-        module = ENCODERS[encoder](image_shape, n_components, multiple_globals=multiple_globals)
-    elif isinstance(encoder, nn.Module):
-        module = copy.deepcopy(encoder).cpu()
-    else:
-        module = _call(encoder, image_shape, n_components)
-    shapes = layer_shapes(module, image_shape)
-    width = shapes["embedding"][0]
-    if width != n_components:
-        raise ValueError(f"encoder returns embeddings of width {width}, but n_components={n_components}.")
-    return StandardizedEncoder(module, n_components) if standardized else module, shapes
+        return ENCODERS[encoder](image_shape, n_components, multiple_globals=multiple_globals)
+    if isinstance(encoder, nn.Module):
+        return copy.deepcopy(encoder).cpu()
+    return _call(encoder, image_shape, n_components)
 
 
 def _call(factory: Callable[[ImageShape, int], nn.Module], image_shape: ImageShape, n_components: int) -> nn.Module:
