@@ -9,7 +9,17 @@ from torch import nn
 
 from skdim.images import ImageShape
 
-__all__ = ["available_device", "limited_threads", "place", "resolve_device", "resolve_precision"]
+__all__ = [
+    "available_device",
+    "is_out_of_memory",
+    "limited_threads",
+    "place",
+    "resolve_device",
+    "resolve_precision",
+]
+
+# What libraries say that are out of memory without torch's own error for it.
+OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 # Images of up to this many values are computed on one thread. A second one would save less than a third of seconds.
 SMALL_IMAGE = 256
@@ -96,6 +106,13 @@ def _has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # torch has no public question for this; without it float32 is the safe answer.
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the device, or the CPU, is out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 @contextmanager
