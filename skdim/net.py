@@ -176,6 +176,8 @@ class DIMNet(NeuralNet):
         last = first + epochs
         generators = [self.generator, *global_generators]
         saved = None if checkpoints is None else checkpoints.saved
+        if saved is not None and len(saved["history"]) > last:
+            raise ValueError(f"max_epochs={epochs}, but the checkpoint has {len(saved['history'])} epochs of training.")
         if saved is not None and saved["is_over"] and (saved["was_stopped"] or len(saved["history"]) >= last):
             self._load_state(saved, generators)
         else:
@@ -233,6 +235,7 @@ class DIMNet(NeuralNet):
         return {
             "is_over": False,
             "model": self.module_.state_dict(),
+            "frozen": [name for name, weight in self.module_.named_parameters() if not weight.requires_grad],
             "optimizers": [getattr(self, name + "_").state_dict() for name in self._optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self._schedulers],
             "generators": [generator.get_state() for generator in generators],
@@ -244,6 +247,8 @@ class DIMNet(NeuralNet):
     def _load_state(self, state: dict[str, Any], generators: Sequence[torch.Generator]) -> None:
         try:
             self.module_.load_state_dict(state["model"])
+            for name, weight in self.module_.named_parameters():
+                weight.requires_grad_(name not in state["frozen"])
             for name, optimizer_state in zip(self._optimizers, state["optimizers"], strict=True):
                 _load_optimizer(getattr(self, name + "_"), optimizer_state)
             for scheduler, scheduler_state in zip(self._schedulers, state["schedulers"], strict=True):
@@ -362,8 +367,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
 
 def _callback_state(callback: Callback) -> dict[str, Any]:
     """Read what a callback carries from epoch to epoch: by skorch's convention, attributes ending in an underscore."""
-    values = {name: value for name, value in vars(callback).items() if name.endswith("_")}
-    states = {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
+    states = {}
+    for name, value in vars(callback).items():
+        if name.endswith("_"):
+            has_state = hasattr(value, "state_dict") and not isinstance(value, type)
+            states[name] = value.state_dict() if has_state else value
     return {name: state for name, state in states.items() if is_storable(state)}
 
 
