@@ -185,18 +185,18 @@ class Checkpoints:
 
 
 def describe(value: Any) -> Any:
-    """Describe a parameter by plain values that are equal in another process if, and only if, it would train alike.
+    """Describe a parameter by plain values that another process gives for the same parameter, too.
 
     Parameters
     ----------
     value : object
-        A number, string, sequence, module, class or function.
+        A number, string, collection, module, class, function or object of any other kind.
 
     Returns
     -------
     object
-        What JSON can hold. A module is its class and a digest of its weights; a class or function is its name, of an
-        object of another kind only the class is told.
+        What JSON can hold. Classes and functions are told by their names, modules also by their structure, weights and
+        plain attributes, other objects by their attributes.
     """
     if isinstance(value, np.generic):
         return value.item()
@@ -204,12 +204,32 @@ def describe(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
     named = value if hasattr(value, "__qualname__") else type(value)
     name = f"{named.__module__}.{named.__qualname__}"
     if isinstance(value, nn.Module):
-        content = pack({"module": repr(value), "weights": value.state_dict()})
-        return f"{name} {DIGEST.search(content)[1].decode()[:16]}"  # type: ignore[index]
-    return name
+        return f"{name} {_digest_module(value)}"
+    return name if named is value else {name: describe(getattr(value, "__dict__", {}))}
+
+
+def _digest_module(module: nn.Module) -> str:
+    weights = {name: weight for name, weight in module.state_dict().items() if not nn.parameter.is_lazy(weight)}
+    attributes = [
+        {
+            name: value
+            for name, value in vars(part).items()
+            if name[0] != "_" and name != "training" and is_storable(value)
+        }
+        for part in module.modules()
+    ]
+    # Not the bytes of `pack`: safetensors orders its metadata differently each time.
+    tensors: dict[str, Tensor] = {}
+    tree = _to_json({"structure": repr(module), "weights": weights, "attributes": attributes}, tensors, "")
+    digest = hashlib.sha256(json.dumps(tree).encode())
+    for tensor in tensors.values():
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def describe_images(images: Images) -> dict[str, Any]:

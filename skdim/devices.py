@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from threading import Thread
 
 import torch
 from torch import nn
@@ -132,6 +133,10 @@ def limited_threads(shape: ImageShape, device: torch.device) -> Iterator[None]:
     threads = torch.get_num_threads()
     if device.type == "cpu" and prod(shape) <= SMALL_IMAGE and threads > 1:
         torch.set_num_threads(1)
+        # The number is each thread's own, but threads that start later take the one that was set last, in any thread.
+        elsewhere = Thread(target=torch.set_num_threads, args=(threads,))
+        elsewhere.start()
+        elsewhere.join()
         try:
             yield
         finally:
