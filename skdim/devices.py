@@ -3,13 +3,24 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from threading import Thread
 
 import torch
 from torch import nn
 
 from skdim.images import ImageShape
 
-__all__ = ["available_device", "limited_threads", "place", "resolve_device", "resolve_precision"]
+__all__ = [
+    "available_device",
+    "is_out_of_memory",
+    "limited_threads",
+    "place",
+    "resolve_device",
+    "resolve_precision",
+]
+
+# What libraries say that are out of memory without torch's own error for it.
+OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 # Images of up to this many values are computed on one thread. A second one would save less than a third of seconds.
 SMALL_IMAGE = 256
@@ -98,6 +109,13 @@ def _has_bfloat16(device: torch.device) -> bool:
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the device, or the CPU, is out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
 @contextmanager
 def limited_threads(shape: ImageShape, device: torch.device) -> Iterator[None]:
     """Compute small images on one thread, where more bring little.
@@ -115,6 +133,10 @@ def limited_threads(shape: ImageShape, device: torch.device) -> Iterator[None]:
     threads = torch.get_num_threads()
     if device.type == "cpu" and prod(shape) <= SMALL_IMAGE and threads > 1:
         torch.set_num_threads(1)
+        # The number is each thread's own, but threads that start later take the one that was set last, in any thread.
+        elsewhere = Thread(target=torch.set_num_threads, args=(threads,))
+        elsewhere.start()
+        elsewhere.join()
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
+from skdim.devices import is_out_of_memory
 from skdim.encoders import read_layers
 from skdim.images import Images
 
@@ -46,7 +47,7 @@ def encode(encoder: nn.Module, images: Images, standardize: Standardizer, layer:
             try:
                 values = _encode_batch(encoder, standardize, batch, layer, batch_size)
             except RuntimeError as error:
-                if not _is_out_of_memory(error) or batch_size == 1:
+                if not is_out_of_memory(error) or batch_size == 1:
                     raise
                 batch_size //= 2
                 continue
@@ -63,7 +64,3 @@ def _encode_batch(encoder: nn.Module, standardize: Standardizer, batch: Tensor, 
     if n_rows < batch_size:
         batch = torch.cat([batch, batch.new_zeros(batch_size - n_rows, *batch.shape[1:])])
     return read_layers(encoder, standardize(batch))[layer][:n_rows].flatten(1)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -14,6 +14,7 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch import Tensor
 
 from skdim.batches import Batches
+from skdim.checkpoints import Checkpoints, is_storable
 from skdim.model import InfoMaxModel
 from skdim.views import Augmentation
 
@@ -29,23 +30,26 @@ RECORDED = (
     *("seconds", "images_per_second"),
 )
 
+# Steps between two looks for a loss that is not finite, each of which makes the host wait for the device.
+CHECK_EVERY = 200
+
 # Reentrant, because a user's module may load or copy an estimator when it is built.
 _rng_lock = threading.RLock()
 
 
 @contextmanager
-def private_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators for a block and leave them as they were.
+def private_rng(seed: int, device: torch.device) -> Iterator[list[torch.Generator]]:
+    """Seed torch's global generators for a block, which gets them, and leave them as they were.
 
     Module initialisation and dropout know no other generator. The lock keeps threads from seeing each other's seed.
     """
     cuda = [device] if device.type == "cuda" else []
     with _rng_lock, torch.random.fork_rng(devices=cuda):
+        generators = [torch.default_generator, *(torch.cuda.default_generators[each.index] for each in cuda)]
         # Not torch.manual_seed, which seeds every device, also those that are not forked here.
-        torch.default_generator.manual_seed(seed)
-        for each in cuda:
-            torch.cuda.default_generators[each.index].manual_seed(seed)
-        yield
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield generators
 
 
 class StopTraining(Exception):
@@ -129,7 +133,14 @@ class DIMNet(NeuralNet):
         return self
 
     def train(
-        self, batches: Batches, epochs: int, lr: float, lr_schedule: str, callbacks: Sequence[Callback] | None
+        self,
+        batches: Batches,
+        epochs: int,
+        lr: float,
+        lr_schedule: str,
+        callbacks: Sequence[Callback] | None,
+        checkpoints: Checkpoints | None = None,
+        global_generators: Sequence[torch.Generator] = (),
     ) -> list[dict[str, float]]:
         """Train on some epochs more, from where the net stands.
 
@@ -145,6 +156,10 @@ class DIMNet(NeuralNet):
             "one_cycle" warms up to `lr` and anneals to nearly 0 over these epochs.
         callbacks : sequence of skorch.callbacks.Callback or None
             The user's.
+        checkpoints : Checkpoints or None, default=None
+            Where each epoch's state is written. Training goes on from the state saved there.
+        global_generators : sequence of torch.Generator, default=()
+            Those that the encoder draws from, beside the net's own.
 
         Returns
         -------
@@ -154,7 +169,9 @@ class DIMNet(NeuralNet):
         Raises
         ------
         FloatingPointError
-            If a loss term is not finite at the end of an epoch.
+            If a loss term is not finite.
+        ValueError
+            If the saved state is not one of this model.
         """
         self.lr = lr
         n_steps = epochs * len(batches)
@@ -164,11 +181,31 @@ class DIMNet(NeuralNet):
         self.callbacks = None if callbacks is None else list(callbacks)
         self.initialize_callbacks()
         first = len(self.history)
-        # Not skorch's partial_fit, which swallows a KeyboardInterrupt and leaves a half-trained net that looks fitted.
-        self.notify("on_train_begin", X=batches, y=None)
-        with suppress(StopTraining):
-            self.fit_loop(batches, epochs=epochs)
-        self.notify("on_train_end", X=batches, y=None)
+        last = first + epochs
+        generators = [self.generator, *global_generators]
+        saved = None if checkpoints is None else checkpoints.saved
+        if saved is not None and len(saved["history"]) > last:
+            raise ValueError(f"max_epochs={epochs}, but the checkpoint has {len(saved['history'])} epochs of training.")
+        if saved is not None and saved["is_over"] and (saved["was_stopped"] or len(saved["history"]) >= last):
+            self._load_state(saved, generators)
+        else:
+            # Not skorch's partial_fit, which swallows a KeyboardInterrupt and leaves a half-trained net that looks
+            # fitted.
+            self.notify("on_train_begin", X=batches, y=None)
+            if saved is not None:
+                self._load_state(saved, generators)
+            was_stopped = True
+            with suppress(StopTraining):
+                while len(self.history) < last:
+                    self.fit_loop(batches, epochs=1)
+                    if checkpoints is not None:
+                        checkpoints.write(len(self.history), self._state(generators))
+                was_stopped = False
+            self.notify("on_train_end", X=batches, y=None)
+            if checkpoints is not None:
+                # Once more, because callbacks may have put other weights in place.
+                state = self._state(generators) | {"is_over": True, "was_stopped": was_stopped}
+                checkpoints.write(len(self.history), state)
         self.module_.zero_grad(set_to_none=True)
         return [
             {"loss": epoch["train_loss"]} | {name: epoch[name] for name in epoch if name in RECORDED}
@@ -200,6 +237,47 @@ class DIMNet(NeuralNet):
             del self.history[n_epochs:]
             raise
 
+    def _state(self, generators: Sequence[torch.Generator]) -> dict[str, Any]:
+        """All that the next epoch depends on, and the history."""
+        self._check_finite_weights()
+        return {
+            "is_over": False,
+            "model": self.module_.state_dict(),
+            "frozen": [name for name, weight in self.module_.named_parameters() if not weight.requires_grad],
+            "optimizers": [getattr(self, name + "_").state_dict() for name in self._optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self._schedulers],
+            "generators": [generator.get_state() for generator in generators],
+            "callbacks": {name: _callback_state(callback) for name, callback in self.callbacks_},
+            # One batch stands for all, as everywhere where nobody watches them.
+            "history": [{**epoch, "batches": epoch["batches"][-1:]} for epoch in self.history.to_list()],
+        }
+
+    def _load_state(self, state: dict[str, Any], generators: Sequence[torch.Generator]) -> None:
+        try:
+            self.module_.load_state_dict(state["model"])
+            for name, weight in self.module_.named_parameters():
+                weight.requires_grad_(name not in state["frozen"])
+            for name, optimizer_state in zip(self._optimizers, state["optimizers"], strict=True):
+                _load_optimizer(getattr(self, name + "_"), optimizer_state)
+            for scheduler, scheduler_state in zip(self._schedulers, state["schedulers"], strict=True):
+                scheduler.load_state_dict(scheduler_state)
+            for generator, generator_state in zip(generators, state["generators"], strict=True):
+                generator.set_state(generator_state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"The checkpoint is of another model than the parameters give now: {error}") from error
+        for name, callback in self.callbacks_:
+            _load_callback(callback, state["callbacks"].get(name, {}))
+        self.history[:] = state["history"]
+
+    def _check_finite_weights(self) -> None:
+        """Keep a broken state from following a good one into the checkpoints."""
+        for name, parameter in self.module_.named_parameters():
+            if not parameter.isfinite().all():
+                raise FloatingPointError(
+                    f"The weight {name!r} is not finite after epoch {len(self.history)}: training diverged. "
+                    f"Lower lr (now {self.lr}) or use precision='float32'."
+                )
+
     def draw_seed(self) -> int:
         """Draw a seed from the net's generator."""
         device = self.generator.device
@@ -222,7 +300,7 @@ class DIMNet(NeuralNet):
         start = time.perf_counter()
         total: Tensor | None = None
         n_images = 0
-        for batch in iterator:
+        for step, batch in enumerate(iterator, start=1):
             if watch_batches:
                 self.notify("on_batch_begin", batch=batch, training=True)
             terms = step_fn(batch)
@@ -230,6 +308,8 @@ class DIMNet(NeuralNet):
             values = torch.stack(list(terms.values())) * len(batch)
             total = values if total is None else total + values
             n_images += len(batch)
+            if step % CHECK_EVERY == 0:
+                self._check_finite(dict(zip(names, total.tolist(), strict=True)))
             if watch_batches:
                 self.history.record_batch("train_loss", terms["train_loss"].item())
                 self.history.record_batch("train_batch_size", len(batch))
@@ -283,6 +363,34 @@ class DIMNet(NeuralNet):
         loss.backward()
         self.prior_optimizer_.step()
         return loss
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                # Fused kernels take it for granted that moments lie in memory as their parameter does.
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _callback_state(callback: Callback) -> dict[str, Any]:
+    """Read what a callback carries from epoch to epoch: by skorch's convention, attributes ending in an underscore."""
+    states = {}
+    for name, value in vars(callback).items():
+        if name.endswith("_"):
+            has_state = hasattr(value, "state_dict") and not isinstance(value, type)
+            states[name] = value.state_dict() if has_state else value
+    return {name: state for name, state in states.items() if is_storable(state)}
+
+
+def _load_callback(callback: Callback, states: dict[str, Any]) -> None:
+    for name, state in states.items():
+        value: Any = getattr(callback, name, None)
+        if hasattr(value, "load_state_dict"):
+            value.load_state_dict(state)
+        else:
+            setattr(callback, name, state)
 
 
 def _overrides(callback: Callback, hook: str) -> bool:

@@ -4,7 +4,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from math import prod
 from numbers import Integral, Real
 from typing import Any, Self
@@ -19,8 +19,17 @@ from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import Callback
 from torch import nn
 
+from skdim._version import __version__
 from skdim.batches import Batches, Standardizer
-from skdim.devices import available_device, limited_threads, place, resolve_device, resolve_precision
+from skdim.checkpoints import Checkpoints, describe, describe_images
+from skdim.devices import (
+    available_device,
+    is_out_of_memory,
+    limited_threads,
+    place,
+    resolve_device,
+    resolve_precision,
+)
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
 from skdim.inference import encode
@@ -33,6 +42,14 @@ from skdim.views import Augmentation, Occlusion, check_augmentation
 
 # Lives only in the process that trained; the rest of the estimator is pickled.
 _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
+
+# Parameters that a checkpoint does not compare, because training is the same whatever they are, or because the images,
+# the resolved device and precision and the drawn seed are compared instead. Callbacks cannot be compared.
+_NOT_COMPARED = (
+    *("callbacks", "checkpoint_dir", "data_format", "device", "image_shape", "output_layer", "precision"),
+    *("random_state", "warm_start"),
+)
+_SEED = "seed drawn from random_state"
 
 
 class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -160,10 +177,20 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     warm_start : bool, default=False
         Whether `fit` goes on from the last solution.
 
+    checkpoint_dir : str or path-like, default=None
+        Directory in which `fit` writes the state of training after each epoch, one safetensors file, of which it keeps
+        the newest two. A `fit` that finds a state there goes on from it, to the same bits as without the interruption;
+        once training is over it returns the result without training. The directory is for one training: one of
+        other parameters or images is refused. With ``random_state=None`` the seed of the first attempt is taken over,
+        and with ``lr_schedule="constant"`` `max_epochs` may be raised, to train on. A checkpoint that cannot be
+        written is a warning. `partial_fit` takes no notice of it, and ``warm_start=True`` excludes it.
+
     callbacks : list of skorch.callbacks.Callback, default=None
         Callbacks for the training net, ``EarlyStopping(monitor="train_loss")`` for one. There is no validation loss;
         the loss is "train_loss" in the net's history, beside the terms that `history_` has. A callback that acts on
-        batches makes the device wait for the host after each of them. An LRScheduler needs
+        batches makes the device wait for the host after each of them. In a training that goes on from a checkpoint,
+        attributes that end in an underscore are taken up again if they are numbers, strings, tensors, or lists or dicts
+        of them, or have a ``state_dict``; parameters of callbacks are not compared. An LRScheduler needs
         ``lr_schedule="constant"``; it sets the rate of encoder and critics, not the prior discriminator's.
 
     random_state : int, RandomState instance or None, default=None
@@ -262,6 +289,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "compile": ["boolean"],
         "warm_start": ["boolean"],
+        "checkpoint_dir": [str, os.PathLike, None],
         "callbacks": [list, tuple, None],
         "random_state": ["random_state"],
     }
@@ -296,6 +324,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         precision: str = "auto",
         compile: bool = False,
         warm_start: bool = False,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         callbacks: list[Callback] | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -326,6 +355,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.precision = precision
         self.compile = compile
         self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
         self.callbacks = callbacks
         self.random_state = random_state
 
@@ -348,13 +378,23 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Raises
         ------
         ValueError
-            If a parameter or the images are unfit. The estimator is then as it was.
+            If a parameter or the images are unfit, or `checkpoint_dir` holds another training or only damaged files.
+            The estimator is then as it was.
+        OSError
+            If `checkpoint_dir` cannot be written to. The estimator is then as it was.
         FloatingPointError
             If training diverges. The estimator is then as it was.
+        torch.OutOfMemoryError
+            If memory is short. The estimator is then as it was.
         """
+        if self.warm_start and self.checkpoint_dir is not None:
+            raise ValueError(
+                "checkpoint_dir needs warm_start=False: where a training that goes on from another one began, no "
+                "checkpoint can tell."
+            )
         go_on = self.warm_start and hasattr(self, "encoder_")
         with self._unchanged_on_error():
-            self._train(X, go_on=go_on, epochs=self.max_epochs, lr_schedule=self.lr_schedule)
+            self._train(X, self.checkpoint_dir, go_on=go_on, epochs=self.max_epochs, lr_schedule=self.lr_schedule)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -379,11 +419,13 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             If a parameter or the images are unfit. The estimator is then as it was.
         FloatingPointError
             If training diverges. The estimator is then as it was.
+        torch.OutOfMemoryError
+            If memory is short. The estimator is then as it was.
         """
         # scikit-learn's context checks them before the first call only.
         self._validate_params()
         with self._unchanged_on_error():
-            self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
+            self._train(X, None, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -533,7 +575,9 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         dim._trained_on_uint8 = model.trained_on_uint8
         return dim
 
-    def _train(self, X: Any, *, go_on: bool, epochs: int, lr_schedule: str) -> None:
+    def _train(
+        self, X: Any, checkpoint_dir: str | os.PathLike[str] | None, *, go_on: bool, epochs: int, lr_schedule: str
+    ) -> None:
         weights = {
             "local": self.local_weight,
             "global": self.global_weight,
@@ -550,8 +594,14 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if go_on:
             self._warn_of_other_scale(images, stacklevel=5)
         entropy = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        encoder_seed, net_seed = (int(seed) for seed in np.random.SeedSequence(entropy).generate_state(2))
-        with limited_threads(images.shape, device):
+        with (
+            self._open_checkpoints(checkpoint_dir, images, device, entropy) as checkpoints,
+            limited_threads(images.shape, device),
+            self._advised_on_memory(device),
+        ):
+            if checkpoints is not None:
+                entropy = checkpoints.identity[_SEED]
+            encoder_seed, net_seed = (int(seed) for seed in np.random.SeedSequence(entropy).generate_state(2))
             if not go_on:
                 self._start(images, encoder_seed)
             standardize = Standardizer(self.mean_, self.std_, device)
@@ -562,15 +612,50 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             with ExitStack() as stack:
                 if go_on:
                     stack.enter_context(self.net_.rolled_back_on_error())
+                generators = []
                 if not isinstance(self.encoder, str):
                     # The user's modules may draw from torch's global generators, in dropout say; ours never do.
-                    stack.enter_context(private_rng(self.net_.draw_seed(), device))
-                records = self.net_.train(batches, epochs, self.lr, lr_schedule, self.callbacks)
+                    generators = stack.enter_context(private_rng(self.net_.draw_seed(), device))
+                records = self.net_.train(
+                    batches, epochs, self.lr, lr_schedule, self.callbacks, checkpoints, generators
+                )
                 self.encoder_.eval()
                 self._check_finite_embeddings(images)
         self.history_ = self.history_ + records
         self.n_iter_ = len(self.history_)
         self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
+
+    def _open_checkpoints(
+        self, folder: str | os.PathLike[str] | None, images: Images, device: torch.device, seed: int
+    ) -> AbstractContextManager[Checkpoints | None]:
+        """Open the directory of checkpoints for the training that parameters, images and seed make."""
+        if folder is None:
+            return nullcontext()
+        params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_COMPARED}
+        if self.lr_schedule == "constant":
+            # More epochs are then the same training, made longer.
+            del params["max_epochs"]
+        identity = {
+            **{name: describe(value) for name, value in params.items()},
+            "device": device.type,
+            "precision": str(resolve_precision(self.precision, device) or torch.float32),
+            _SEED: seed,
+            "images": describe_images(images),
+            "version": __version__,
+        }
+        return Checkpoints(folder, identity, adopted=[_SEED] if self.random_state is None else [])
+
+    @contextmanager
+    def _advised_on_memory(self, device: torch.device) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise torch.OutOfMemoryError(
+                f"Out of memory on {device} in training: lower batch_size (now {self.batch_size}), then mi_units (now "
+                f"{self.mi_units}). {error}"
+            ) from error
 
     def _check_finite_embeddings(self, images: Images) -> None:
         """Catch a last step that went wrong, which no loss saw any more."""
