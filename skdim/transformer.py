@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
 from numbers import Integral, Real
@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import Callback, LRScheduler
+from skorch.callbacks import Callback
 from torch import nn
 
 from skdim.batches import Batches, Standardizer
@@ -24,6 +24,7 @@ from skdim.encoders import ENCODERS, make_encoder
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
 from skdim.inference import encode
 from skdim.model import build_model
+from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
 from skdim.persistence import to_arrays, with_arrays
@@ -32,7 +33,7 @@ from skdim.persistence import to_arrays, with_arrays
 _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
 
 
-class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, CallbackSupportMixin, BaseEstimator):
     r"""Learn image embeddings without labels by Deep InfoMax.
 
     Trains an encoder to maximise the mutual information between an image, its local patches and its embedding, while
@@ -128,12 +129,18 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Callbacks for the training net, ``EarlyStopping(monitor="train_loss")`` for one. There is no validation loss;
         the loss is "train_loss" in the net's history, beside the terms that `history_` has. A callback that acts on
         batches makes the device wait for the host after each of them. An LRScheduler needs
-        ``lr_schedule="constant"``; it sets the rate of encoder and critics, not the prior discriminator's.
+        ``lr_schedule="constant"``; it sets the rate of encoder and critics, not the prior discriminator's. An
+        EpochScoring needs ``on_train=True`` and a function ``scoring(net, X, y)`` of your own. Callbacks of
+        scikit-learn (from 1.9 on) are set with `set_callbacks` instead.
 
     random_state : int, RandomState instance or None, default=None
         Draws initial weights, batches, negatives and prior samples. An int gives the same bits on the same machine
         with the same number of threads; images of up to 256 values are always computed on one thread, so that
         searches over them give the same bits for any `n_jobs`.
+
+    verbose : int, default=0
+        With 1, training shows a bar on a terminal or in a notebook: epochs, losses, images a second and the time left.
+        With or without it, a line an epoch goes to ``logging.getLogger("skdim")`` at level INFO.
 
     Attributes
     ----------
@@ -218,6 +225,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "warm_start": ["boolean"],
         "callbacks": [list, tuple, None],
         "random_state": ["random_state"],
+        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -246,6 +254,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         warm_start: bool = False,
         callbacks: list[Callback] | None = None,
         random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
     ) -> None:
         self.n_components = n_components
         self.image_shape = image_shape
@@ -270,6 +279,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.warm_start = warm_start
         self.callbacks = callbacks
         self.random_state = random_state
+        self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: None = None) -> Self:
@@ -295,8 +305,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             If training diverges. The estimator is then as it was.
         """
         go_on = self.warm_start and hasattr(self, "encoder_")
-        with self._unchanged_on_error():
-            self._train(X, go_on=go_on, epochs=self.max_epochs, lr_schedule=self.lr_schedule)
+        with FitTask(self, X, y, self.max_epochs) as task, self._unchanged_on_error():
+            self._train(X, go_on=go_on, epochs=self.max_epochs, lr_schedule=self.lr_schedule, watchers=[task])
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -375,11 +385,11 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.device_ = resolved
         return self
 
-    def _train(self, X: Any, *, go_on: bool, epochs: int, lr_schedule: str) -> None:
+    def _train(self, X: Any, *, go_on: bool, epochs: int, lr_schedule: str, watchers: Sequence[Callback] = ()) -> None:
         weights = {"local": self.local_weight, "global": self.global_weight, "prior": self.prior_weight}
         if not any(weights.values()):
             raise ValueError("local_weight, global_weight and prior_weight are all 0: there is nothing to train for.")
-        self._check_callbacks()
+        check_callbacks(self.callbacks, self.lr_schedule)
         device = resolve_device(self.device)
         if go_on:
             self._check_same_encoder()
@@ -400,21 +410,13 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 if not isinstance(self.encoder, str):
                     # The user's modules may draw from torch's global generators, in dropout say; ours never do.
                     stack.enter_context(private_rng(self.net_.draw_seed(), device))
-                records = self.net_.train(batches, epochs, self.lr, lr_schedule, self.callbacks)
+                progress = stack.enter_context(Progress(epochs, len(images), self.verbose))
+                # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
+                callbacks = [progress, *(self.callbacks or ()), *watchers]
+                records = self.net_.train(batches, epochs, self.lr, lr_schedule, callbacks, progress.step)
                 self.encoder_.eval()
                 self._check_finite_embeddings(images)
-        self.history_ = self.history_ + records
-        self.n_iter_ = len(self.history_)
-        self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
-
-    def _check_callbacks(self) -> None:
-        for entry in self.callbacks or ():
-            callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
-            is_class = isinstance(callback, type)
-            if not (issubclass(callback, Callback) if is_class else isinstance(callback, Callback)):
-                raise ValueError(f"callbacks must be a list of skorch.callbacks.Callback, got {entry!r} in it.")
-            if self.lr_schedule != "constant" and (callback is LRScheduler or isinstance(callback, LRScheduler)):
-                raise ValueError(f"LRScheduler in callbacks needs lr_schedule='constant', got {self.lr_schedule!r}.")
+        self.__dict__.update(training_attributes(self.history_ + records))
 
     def _check_finite_embeddings(self, images: Images) -> None:
         """Catch a last step that went wrong, which no loss saw any more."""
