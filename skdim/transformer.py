@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -288,7 +289,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         Parameters
         ----------
         X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
-            At least two images: uint8, scaled by 1/255, or numbers of any scale, computed with as float32.
+            At least two images: uint8, scaled by 1/255, or numbers of any scale, computed with as float32. Or a
+            sequence of paths or Pillow images, see `skdim.files.read_images`.
         y : None
             Ignored.
 
@@ -336,7 +338,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
             self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
         return self
 
-    def transform(self, X: Any) -> NDArray[np.float32]:
+    def transform(self, X: Any) -> NDArray[np.float32] | torch.Tensor:
         """Compute the embeddings of images.
 
         Parameters
@@ -348,6 +350,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         -------
         ndarray of shape (n, n_features_out), float32
             The embeddings, or the layer that `output_layer` names. An image has the same embedding in any batch.
+            With scikit-learn's array API dispatch on, torch tensors give a tensor on their device.
 
         Raises
         ------
@@ -362,7 +365,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         self._warn_of_other_scale(images, stacklevel=4)
         standardize = Standardizer(self.mean_, self.std_, self.device_)
         with limited_threads(images.shape, self.device_):
-            return encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out).numpy()
+            values = encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out)
+        if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
+            return values.to(X.device)
+        return values.numpy()
 
     def to(self, device: str) -> Self:
         """Move the fitted encoder to a device.
