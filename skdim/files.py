@@ -129,9 +129,7 @@ def _common_kind(files: Sequence[Any], kinds: tuple[str, ...], mode: str | None)
         return mode or ("RGB" if "RGB" in kinds else "L")
     deep = kinds.index("deep")
     if mode is not None:
-        raise ValueError(
-            f"Image {deep}, {files[deep]!r}, is grey of more than 8 bits, which mode={mode!r} cannot hold."
-        )
+        raise ValueError(f"Image {deep}, {files[deep]!r}, is grey of more than 8 bits: mode={mode!r} cannot hold it.")
     for index, kind in enumerate(kinds):
         if kind != "deep":
             raise ValueError(
