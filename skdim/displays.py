@@ -1,0 +1,644 @@
+"""Plots of a fitted transformer, in the way of scikit-learn's displays. They need matplotlib.
+
+Images are shown in grey if they have one channel and in colour if they have three. Of any other number of channels the
+first three principal components of the pixels shown are the red, green and blue.
+"""
+
+from math import ceil, log, sqrt
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import check_consistent_length
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from skdim.batches import Standardizer
+from skdim.images import Images, check_images
+from skdim.transformer import DIMTransformer
+
+__all__ = ["EmbeddingDisplay", "FilterDisplay", "NeighborsDisplay", "ScoreMapDisplay", "TrainingCurveDisplay"]
+
+# Ten colours that people with any kind of colour vision tell apart (M. A. Petroff, arXiv:2107.02270).
+COLORS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
+# Neighbouring markers tell apart what small points of like colours do not.
+MARKERS = "o^sDvP*X"
+
+# Scores against other images are computed for so many of them at once.
+BACKGROUND_BATCH = 32
+
+# Width of a thumbnail, in points.
+THUMBNAIL = 22
+
+
+class TrainingCurveDisplay:
+    """Every loss term, epoch by epoch.
+
+    Bounds of the mutual information, where there are any, are dashed: they rise as their loss falls.
+
+    Parameters
+    ----------
+    history : list of dict
+        One dict an epoch, as in the attribute `history_` of `DIMTransformer`.
+
+    Attributes
+    ----------
+    lines_ : dict of str to matplotlib.lines.Line2D
+        The curves, by the name of their term.
+    ax_ : matplotlib.axes.Axes
+        Axes of the plot.
+    figure_ : matplotlib.figure.Figure
+        Figure of the plot.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skdim import DIMTransformer
+    >>> from skdim.displays import TrainingCurveDisplay
+    >>> X, _ = load_digits(return_X_y=True)
+    >>> dim = DIMTransformer(max_epochs=2, random_state=0).fit(X)
+    >>> display = TrainingCurveDisplay.from_estimator(dim)
+    """
+
+    def __init__(self, history: list[dict[str, float]]) -> None:
+        self.history = history
+
+    @classmethod
+    def from_estimator(cls, estimator: DIMTransformer, *, ax: Any = None, **line_kwargs: Any) -> Self:
+        """Plot the history of a fitted transformer.
+
+        Parameters
+        ----------
+        estimator : DIMTransformer
+            Fitted.
+        ax : matplotlib.axes.Axes, default=None
+            Where to plot; None makes a figure.
+        **line_kwargs
+            Of ``Axes.plot``.
+
+        Returns
+        -------
+        TrainingCurveDisplay
+            The display.
+        """
+        check_is_fitted(estimator)
+        return cls(estimator.history_).plot(ax=ax, **line_kwargs)
+
+    def plot(self, *, ax: Any = None, **line_kwargs: Any) -> Self:
+        """Plot; parameters as in `from_estimator`."""
+        self.ax_, self.figure_ = _axes(self, ax)
+        if not self.history:
+            raise ValueError("history has no epochs: with max_epochs=0 there is nothing to plot.")
+        terms = [name for name in self.history[0] if name not in ("seconds", "images_per_second")]
+        losses = [name for name in terms if not name.endswith("_bound")]
+        bounds = [name for name in terms if name not in losses]
+        epochs = np.arange(1, len(self.history) + 1)
+        self.lines_ = {}
+        for name in losses + bounds:
+            # A bound has the colour of its loss; the total is black.
+            term = name.removesuffix("_bound")
+            style = {
+                "color": "black" if term == "loss" else COLORS[losses.index(term) - 1],
+                "linestyle": "--" if name in bounds else "-",
+                "marker": ".",
+                "label": "loss (weighted sum)" if name == "loss" else name.replace("_", " "),
+            }
+            values = [epoch[name] for epoch in self.history]
+            (self.lines_[name],) = self.ax_.plot(epochs, values, **(style | line_kwargs))
+        self.ax_.set(xlabel="Epoch", ylabel="Loss (solid), bound in nats (dashed)" if bounds else "Loss")
+        self.ax_.xaxis.get_major_locator().set_params(integer=True)
+        self.ax_.spines[["top", "right"]].set_visible(False)
+        _legend_beside(self.ax_)
+        return self
+
+
+class EmbeddingDisplay:
+    """Embeddings in two dimensions, coloured by label.
+
+    Parameters
+    ----------
+    coordinates : ndarray of shape (n, 2)
+        Where to draw each image.
+    y : array-like of shape (n,), default=None
+        Classes, which get a legend, or continuous values, which get a colour bar.
+    pictures : ndarray of shape (n, height, width, 3), default=None
+        The images, for thumbnails, in [0, 1].
+    axis_labels : tuple of str, default=("", "")
+        Names of the two dimensions.
+
+    Attributes
+    ----------
+    ax_ : matplotlib.axes.Axes
+        Axes of the plot.
+    figure_ : matplotlib.figure.Figure
+        Figure of the plot.
+    thumbnails_ : list of int
+        Which images have a thumbnail.
+    """
+
+    def __init__(
+        self,
+        coordinates: NDArray[Any],
+        *,
+        y: ArrayLike | None = None,
+        pictures: NDArray[Any] | None = None,
+        axis_labels: tuple[str, str] = ("", ""),
+    ) -> None:
+        self.coordinates = coordinates
+        self.y = y
+        self.pictures = pictures
+        self.axis_labels = axis_labels
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: DIMTransformer,
+        X: Any,
+        y: ArrayLike | None = None,
+        *,
+        projection: Any = "pca",
+        n_thumbnails: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+        ax: Any = None,
+        **scatter_kwargs: Any,
+    ) -> Self:
+        """Transform images, project them to two dimensions and plot them.
+
+        Parameters
+        ----------
+        estimator : DIMTransformer
+            Fitted.
+        X : array-like
+            Images, as for `DIMTransformer.transform`.
+        y : array-like of shape (n,), default=None
+            Classes or continuous values.
+        projection : {"pca", "tsne"} or transformer, default="pca"
+            What brings the embeddings to two dimensions, by its ``fit_transform``.
+        n_thumbnails : int, default=0
+            At most so many images are drawn at their points, none over another.
+        random_state : int, RandomState instance or None, default=None
+            Of "tsne".
+        ax : matplotlib.axes.Axes, default=None
+            Where to plot; None makes a figure.
+        **scatter_kwargs
+            Of ``Axes.scatter``.
+
+        Returns
+        -------
+        EmbeddingDisplay
+            The display.
+        """
+        _pyplot(f"{cls.__name__}.from_estimator")
+        Z = np.asarray(estimator.transform(X))
+        if y is not None:
+            check_consistent_length(Z, y)
+        axis_labels = ("", "")
+        if isinstance(projection, str):
+            if projection not in ("pca", "tsne"):
+                raise ValueError(f"projection must be 'pca', 'tsne' or a transformer, got {projection!r}.")
+            name = {"pca": "Principal component", "tsne": "t-SNE"}[projection]
+            axis_labels = (f"{name} 1", f"{name} 2")
+            perplexity = min(30.0, (len(Z) - 1) / 3)
+            projection = PCA(2) if projection == "pca" else TSNE(2, perplexity=perplexity, random_state=random_state)
+        coordinates = np.asarray(projection.fit_transform(Z))
+        pictures = _pictures(_images(estimator, X)) if n_thumbnails else None
+        display = cls(coordinates, y=y, pictures=pictures, axis_labels=axis_labels)
+        return display.plot(n_thumbnails=n_thumbnails, ax=ax, **scatter_kwargs)
+
+    def plot(self, *, n_thumbnails: int = 0, ax: Any = None, **scatter_kwargs: Any) -> Self:
+        """Plot; parameters as in `from_estimator`."""
+        self.ax_, self.figure_ = _axes(self, ax)
+        points = {"s": 14, "linewidths": 0} | scatter_kwargs
+        x, y = np.asarray(self.coordinates).T
+        frames = np.full(len(x), "black", dtype=object)
+        if self.y is None:
+            self.ax_.scatter(x, y, **({"color": COLORS[0]} | points))
+        elif type_of_target(self.y) in ("binary", "multiclass"):
+            labels = np.asarray(self.y)
+            for i, label in enumerate(np.unique(labels)):
+                is_it = labels == label
+                frames[is_it] = color = COLORS[i % len(COLORS)]
+                style = {"color": color, "marker": MARKERS[i // 5 % len(MARKERS)], "label": str(label)}
+                self.ax_.scatter(x[is_it], y[is_it], **(style | points))
+            _legend_beside(self.ax_)
+        else:
+            drawn = self.ax_.scatter(x, y, c=np.asarray(self.y), **({"cmap": "viridis"} | points))
+            self.figure_.colorbar(drawn, ax=self.ax_)
+        self.ax_.set(xlabel=self.axis_labels[0], ylabel=self.axis_labels[1], xticks=[], yticks=[])
+        self.thumbnails_ = self._draw_thumbnails(n_thumbnails, frames)
+        return self
+
+    def _draw_thumbnails(self, n_thumbnails: int, frames: NDArray[Any]) -> list[int]:
+        if not n_thumbnails:
+            return []
+        if self.pictures is None:
+            raise ValueError("n_thumbnails needs pictures, which this display was made without.")
+        from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+        # Only once the layout is settled are distances on the page known.
+        self.figure_.draw_without_rendering()
+        page = self.ax_.transData.transform(self.coordinates) * 72 / self.figure_.dpi
+        chosen: list[int] = []
+        for i, place in enumerate(page):
+            # The frame takes a quarter more.
+            if len(chosen) < n_thumbnails and all(np.abs(page[j] - place).max() > 1.25 * THUMBNAIL for j in chosen):
+                chosen.append(i)
+                picture = self.pictures[i]
+                image = OffsetImage(picture, zoom=THUMBNAIL / max(picture.shape[:2]), interpolation="nearest")
+                frame = {"edgecolor": frames[i], "linewidth": 1.5}
+                self.ax_.add_artist(AnnotationBbox(image, self.coordinates[i], pad=0.1, bboxprops=frame))
+        return chosen
+
+
+class NeighborsDisplay:
+    """Query images and the images nearest to them in the embedding, nearest first.
+
+    Parameters
+    ----------
+    queries : ndarray of shape (q, height, width, 3)
+        The query images, in [0, 1].
+    neighbors : ndarray of shape (q, k, height, width, 3)
+        Their neighbours.
+    indices : ndarray of shape (q, k)
+        Which images the neighbours are.
+    distances : ndarray of shape (q, k)
+        Their distances in the embedding.
+
+    Attributes
+    ----------
+    ax_ : matplotlib.axes.Axes
+        Axes of the plot.
+    figure_ : matplotlib.figure.Figure
+        Figure of the plot.
+    """
+
+    def __init__(
+        self, queries: NDArray[Any], neighbors: NDArray[Any], indices: NDArray[Any], distances: NDArray[Any]
+    ) -> None:
+        self.queries = queries
+        self.neighbors = neighbors
+        self.indices = indices
+        self.distances = distances
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: DIMTransformer,
+        X_query: Any,
+        X: Any,
+        *,
+        n_neighbors: int = 4,
+        metric: str = "manhattan",
+        ax: Any = None,
+    ) -> Self:
+        """Find and plot the nearest neighbours.
+
+        Parameters
+        ----------
+        estimator : DIMTransformer
+            Fitted.
+        X_query : array-like of q images
+            Images to find neighbours of. One that is in `X` too is its own nearest neighbour.
+        X : array-like of images
+            Among which to find them.
+        n_neighbors : int, default=4
+            Neighbours of each query.
+        metric : str, default="manhattan"
+            Distance of embeddings, as in `sklearn.neighbors.NearestNeighbors`; the default is the paper's.
+        ax : matplotlib.axes.Axes, default=None
+            Where to plot; None makes a figure.
+
+        Returns
+        -------
+        NeighborsDisplay
+            The display.
+        """
+        _pyplot(f"{cls.__name__}.from_estimator")
+        search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric).fit(np.asarray(estimator.transform(X)))
+        distances, indices = search.kneighbors(np.asarray(estimator.transform(X_query)))
+        # Together, so that they are scaled alike.
+        found = _values(_images(estimator, X), indices.ravel())
+        pictures = _to_rgb(np.concatenate([_values(_images(estimator, X_query)), found]))
+        queries, neighbors = np.split(pictures, [len(indices)])
+        return cls(queries, neighbors.reshape(*indices.shape, *pictures.shape[1:]), indices, distances).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> Self:
+        """Plot; parameters as in `from_estimator`."""
+        tiles = np.concatenate([self.queries[:, None], self.neighbors], axis=1)
+        self.ax_, self.figure_ = _axes(self, ax, _figure_size(tiles))
+        canvas, (xs, _) = _mosaic(tiles, first_column_apart=True)
+        self.ax_.imshow(canvas, interpolation="nearest")
+        names = ["Query", *(str(i + 1) for i in range(self.neighbors.shape[1]))]
+        self.ax_.set_xticks(xs, names)
+        self.ax_.set(yticks=[], title="Nearest neighbours in the embedding")
+        _bare(self.ax_)
+        return self
+
+
+class ScoreMapDisplay:
+    """Which locations of an image its embedding knows about.
+
+    The local critic scores each location of an image against the image's embedding. The map shows by how much that
+    exceeds the scores of other images' locations against the same embedding (the logarithm of the mean of their
+    exponentials). With "infonce", "dv" and "jsd", this estimates in nats how much more probable the location is given
+    the embedding, the pointwise mutual information.
+
+    Parameters
+    ----------
+    pictures : ndarray of shape (n, height, width, 3)
+        The images, in [0, 1].
+    scores : ndarray of shape (n, h, w)
+        Score of each location.
+
+    Attributes
+    ----------
+    ax_ : matplotlib.axes.Axes
+        Axes of the plot.
+    figure_ : matplotlib.figure.Figure
+        Figure of the plot.
+    colorbar_ : matplotlib.colorbar.Colorbar
+        The scale of the scores.
+    """
+
+    def __init__(self, pictures: NDArray[Any], scores: NDArray[Any]) -> None:
+        self.pictures = pictures
+        self.scores = scores
+
+    @classmethod
+    def from_estimator(cls, estimator: DIMTransformer, X: Any, *, background: Any = None, ax: Any = None) -> Self:
+        """Score the locations of images and plot them over the images.
+
+        Parameters
+        ----------
+        estimator : DIMTransformer
+            Fitted in this process with a `local_weight`: a loaded one has no critics.
+        X : array-like of n images
+            Images to show.
+        background : array-like of images, default=None
+            The other images; none of them should be in `X`. None takes the others of `X`.
+        ax : matplotlib.axes.Axes, default=None
+            Where to plot; None makes a figure.
+
+        Returns
+        -------
+        ScoreMapDisplay
+            The display.
+
+        Raises
+        ------
+        ValueError
+            If there is no local critic, or no other image.
+        """
+        _pyplot(f"{cls.__name__}.from_estimator")
+        check_is_fitted(estimator)
+        if "local" not in getattr(estimator, "discriminators_", {}):
+            raise ValueError(
+                f"{cls.__name__} needs the local critic, discriminators_['local']: fit with a local_weight above 0 in "
+                "this process; a loaded or copied estimator has no critics."
+            )
+        images = _images(estimator, X)
+        others = None if background is None else _images(estimator, background)
+        if others is None and len(images) < 2:
+            raise ValueError("X has a single image: set background to the images to compare it with.")
+        return cls(_pictures(images), _local_scores(estimator, images, others)).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None, alpha: float = 0.7, cmap: str = "viridis") -> Self:
+        """Plot the images above their maps.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Where to plot; None makes a figure.
+        alpha : float, default=0.7
+            Opacity of the maps; under them is the image in grey.
+        cmap : str, default="viridis"
+            Colour map of the scores.
+
+        Returns
+        -------
+        ScoreMapDisplay
+            The display.
+        """
+        n_images, height, width, _ = self.pictures.shape
+        grey = np.repeat(self.pictures.mean(axis=3, keepdims=True), 3, axis=3)
+        tiles = np.stack([self.pictures, grey])
+        self.ax_, self.figure_ = _axes(self, ax, _figure_size(tiles))
+        canvas, (xs, ys) = _mosaic(tiles)
+        self.ax_.imshow(canvas, interpolation="nearest")
+        # Each location covers its share of the image.
+        rows, columns = (
+            np.arange(side) * n // side for side, n in zip((height, width), self.scores.shape[1:], strict=True)
+        )
+        maps = np.stack([np.full((n_images, height, width), np.nan), self.scores[:, rows][:, :, columns]])
+        drawn = self.ax_.imshow(
+            _mosaic(maps[..., None], fill=np.nan)[0][..., 0], cmap=cmap, alpha=alpha, interpolation="nearest"
+        )
+        # In axes of its own it is as high as the images.
+        beside = self.ax_.inset_axes((1.01, 0, 0.015, 1))
+        self.colorbar_ = self.figure_.colorbar(drawn, cax=beside, label="Score above other images")
+        self.ax_.set_xticks(xs, [str(i) for i in range(n_images)])
+        self.ax_.set_yticks(ys, ["Image", "Scores"])
+        self.ax_.set_title("What the embedding knows about")
+        _bare(self.ax_)
+        return self
+
+
+class FilterDisplay:
+    """Filters of the encoder's first convolution.
+
+    Zero is mid-grey. Filters share one scale.
+
+    Parameters
+    ----------
+    filters : ndarray of shape (K, C, h, w)
+        The weights.
+
+    Attributes
+    ----------
+    ax_ : matplotlib.axes.Axes
+        Axes of the plot.
+    figure_ : matplotlib.figure.Figure
+        Figure of the plot.
+    """
+
+    def __init__(self, filters: NDArray[Any]) -> None:
+        self.filters = filters
+
+    @classmethod
+    def from_estimator(cls, estimator: DIMTransformer, *, ax: Any = None) -> Self:
+        """Plot the filters of a fitted transformer.
+
+        Parameters
+        ----------
+        estimator : DIMTransformer
+            Fitted.
+        ax : matplotlib.axes.Axes, default=None
+            Where to plot; None makes a figure.
+
+        Returns
+        -------
+        FilterDisplay
+            The display.
+
+        Raises
+        ------
+        ValueError
+            If the encoder has no 2-D convolution.
+        """
+        check_is_fitted(estimator)
+        convolution = next((m for m in estimator.encoder_.modules() if isinstance(m, nn.Conv2d)), None)
+        if convolution is None:
+            raise ValueError(f"The encoder {type(estimator.encoder_).__name__} has no 2-D convolution.")
+        return cls(convolution.weight.detach().float().cpu().numpy()).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> Self:
+        """Plot; parameters as in `from_estimator`."""
+        n_filters, n_channels, height, width = self.filters.shape
+        values = self.filters.transpose(0, 2, 3, 1)
+        if n_channels not in (1, 3):
+            values = _principal_colors(values)
+        pictures = 0.5 + 0.5 * np.broadcast_to(values, (n_filters, height, width, 3)) / np.abs(values).max()
+        n_columns = ceil(sqrt(n_filters))
+        n_rows = ceil(n_filters / n_columns)
+        tiles = np.ones((n_rows * n_columns, height, width, 3))
+        tiles[:n_filters] = pictures
+        tiles = tiles.reshape(n_rows, n_columns, height, width, 3)
+        self.ax_, self.figure_ = _axes(self, ax)
+        self.ax_.imshow(_mosaic(tiles)[0], interpolation="nearest")
+        self.ax_.set(xticks=[], yticks=[], title=f"First convolution: {n_filters} filters of {height} x {width}")
+        _bare(self.ax_)
+        return self
+
+
+def _pyplot(caller: str) -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            f"{caller} requires matplotlib. You can install matplotlib with `pip install matplotlib`"
+        ) from error
+    return plt
+
+
+def _axes(display: object, ax: Any, figsize: tuple[float, float] | None = None) -> tuple[Any, Any]:
+    """Return axes to plot into and their figure."""
+    plt = _pyplot(f"{type(display).__name__}.plot")
+    if ax is None:
+        _, ax = plt.subplots(figsize=figsize, layout="constrained")
+    return ax, ax.figure
+
+
+def _legend_beside(ax: Any) -> None:
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False, markerscale=2)
+
+
+def _bare(ax: Any) -> None:
+    """Leave names, but no lines, around images."""
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _images(estimator: DIMTransformer, X: Any) -> Images:
+    return check_images(
+        estimator, X, image_shape=estimator.image_shape_, data_format=estimator.data_format, reset=False
+    )
+
+
+def _values(images: Images, rows: Any = slice(None)) -> NDArray[Any]:
+    """Images of shape (n, height, width, C) as floats, bytes scaled to [0, 1]."""
+    values = images.take(rows).permute(0, 2, 3, 1).numpy()
+    return values / np.float32(255) if values.dtype == np.uint8 else values
+
+
+def _pictures(images: Images) -> NDArray[Any]:
+    """Images (n, height, width, 3) in [0, 1]."""
+    return _to_rgb(_values(images))
+
+
+def _to_rgb(values: NDArray[Any]) -> NDArray[Any]:
+    """Bring values (n, height, width, C) of any range to colours in [0, 1], signals to a visible height."""
+    if values.shape[3] not in (1, 3):
+        values = _principal_colors(values)
+        # Some extreme pixels must not take all the contrast.
+        low, high = np.percentile(values, [1, 99], axis=(0, 1, 2))
+    elif values.min() >= 0 and values.max() <= 1:
+        low, high = np.zeros(1), np.ones(1)
+    else:
+        low, high = values.min(keepdims=True).ravel(), values.max(keepdims=True).ravel()
+    scaled = (values - low) / np.where(high > low, high - low, 1)
+    for axis, other in ((1, 2), (2, 1)):
+        scaled = np.repeat(scaled, max(1, scaled.shape[other] // (4 * scaled.shape[axis])), axis=axis)
+    return np.broadcast_to(np.clip(scaled, 0, 1), (*scaled.shape[:3], 3))
+
+
+def _principal_colors(values: NDArray[Any]) -> NDArray[Any]:
+    """First three principal components of the pixels (n, height, width, C); what is missing is 0."""
+    pixels = values.reshape(-1, values.shape[3])
+    n_colors = min(3, *pixels.shape)
+    colors = np.zeros((len(pixels), 3))
+    colors[:, :n_colors] = PCA(n_colors).fit_transform(pixels)
+    return colors.reshape(*values.shape[:3], 3)
+
+
+def _mosaic(
+    tiles: NDArray[Any], *, fill: float = 1.0, first_column_apart: bool = False
+) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]]]:
+    """Put tiles (rows, columns, height, width, channels) side by side; return it and the centres of columns and rows."""
+    n_rows, n_columns, height, width, channels = tiles.shape
+    gap = max(1, min(height, width) // 8)
+    lefts = np.arange(n_columns) * (width + gap)
+    if first_column_apart:
+        lefts[1:] += 2 * gap
+    tops = np.arange(n_rows) * (height + gap)
+    canvas = np.full((tops[-1] + height, lefts[-1] + width, channels), fill)
+    for top, row in zip(tops, tiles, strict=True):
+        for left, tile in zip(lefts, row, strict=True):
+            canvas[top : top + height, left : left + width] = tile
+    return canvas, (lefts + (width - 1) / 2, tops + (height - 1) / 2)
+
+
+def _figure_size(tiles: NDArray[Any]) -> tuple[float, float]:
+    """About an inch a tile, within what a page holds."""
+    n_rows, n_columns, height, width, _ = tiles.shape
+    inch = min(1.0, 10 / n_columns)
+    return n_columns * inch + 0.6, min(n_rows * inch * height / width, 14) + 0.6
+
+
+def _local_scores(estimator: DIMTransformer, images: Images, others: Images | None) -> NDArray[Any]:
+    """Score locations against their own embedding, above those of other images against it, of shape (n, h, w)."""
+    critic = estimator.discriminators_["local"]
+    standardize = Standardizer(estimator.mean_, estimator.std_, estimator.device_)
+
+    def encode(images: Images, start: int) -> Any:
+        embedding, features = estimator.encoder_(standardize(images.take(slice(start, start + BACKGROUND_BATCH))))
+        return *critic.encode(features, embedding), features.shape[2:]
+
+    was_training = critic.training
+    critic.eval()
+    with torch.inference_mode():
+        parts = [encode(images, start) for start in range(0, len(images), BACKGROUND_BATCH)]
+        maps, vectors = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:2])
+        own = critic.score(maps, vectors)
+        other_images = images if others is None else others
+        sums, n_others = [], 0
+        for start in range(0, len(other_images), BACKGROUND_BATCH):
+            other_maps, _, _ = encode(other_images, start)
+            scores = critic.score_all(other_maps, vectors)
+            if others is None:
+                rows = torch.arange(start, start + len(other_maps), device=scores.device)
+                scores[rows, rows - start] = -torch.inf
+            sums.append(torch.logsumexp(scores.flatten(1), dim=1))
+            n_others += scores[0].numel()
+    critic.train(was_training)
+    if others is None:
+        n_others -= own.shape[1]
+    level = torch.logsumexp(torch.stack(sums), dim=0) - log(n_others)
+    return (own - level[:, None]).view(len(images), *parts[0][2]).cpu().numpy()
