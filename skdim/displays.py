@@ -4,11 +4,10 @@ Images are shown in grey if they have one channel and in colour if they have thr
 first three principal components of the pixels shown are the red, green and blue.
 """
 
-from math import ceil, log, sqrt
+from math import ceil, sqrt
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -20,6 +19,8 @@ from torch import nn
 
 from skdim.batches import Standardizer
 from skdim.images import Images, check_images
+from skdim.inference import local_scores
+from skdim.pictures import as_pictures, mosaic, pixel_values, principal_colors, to_rgb
 from skdim.transformer import DIMTransformer
 
 __all__ = ["EmbeddingDisplay", "FilterDisplay", "NeighborsDisplay", "ScoreMapDisplay", "TrainingCurveDisplay"]
@@ -31,9 +32,6 @@ COLORS = (
 )
 # Neighbouring markers tell apart what small points of like colours do not.
 MARKERS = "o^sDvP*X"
-
-# Scores against other images are computed for so many of them at once.
-BACKGROUND_BATCH = 32
 
 # Width of a thumbnail, in points.
 THUMBNAIL = 22
@@ -209,7 +207,7 @@ class EmbeddingDisplay:
             perplexity = min(30.0, (len(Z) - 1) / 3)
             projection = PCA(2) if projection == "pca" else TSNE(2, perplexity=perplexity, random_state=random_state)
         coordinates = np.asarray(projection.fit_transform(Z))
-        pictures = _pictures(_images(estimator, X)) if n_thumbnails else None
+        pictures = as_pictures(_images(estimator, X)) if n_thumbnails else None
         display = cls(coordinates, y=y, pictures=pictures, axis_labels=axis_labels)
         return display.plot(n_thumbnails=n_thumbnails, ax=ax, **scatter_kwargs)
 
@@ -325,8 +323,8 @@ class NeighborsDisplay:
         search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric).fit(np.asarray(estimator.transform(X)))
         distances, indices = search.kneighbors(np.asarray(estimator.transform(X_query)))
         # Together, so that they are scaled alike.
-        found = _values(_images(estimator, X), indices.ravel())
-        pictures = _to_rgb(np.concatenate([_values(_images(estimator, X_query)), found]))
+        found = pixel_values(_images(estimator, X), indices.ravel())
+        pictures = to_rgb(np.concatenate([pixel_values(_images(estimator, X_query)), found]))
         queries, neighbors = np.split(pictures, [len(indices)])
         return cls(queries, neighbors.reshape(*indices.shape, *pictures.shape[1:]), indices, distances).plot(ax=ax)
 
@@ -334,7 +332,7 @@ class NeighborsDisplay:
         """Plot; parameters as in `from_estimator`."""
         tiles = np.concatenate([self.queries[:, None], self.neighbors], axis=1)
         self.ax_, self.figure_ = _axes(self, ax, _figure_size(tiles))
-        canvas, (xs, _) = _mosaic(tiles, first_column_apart=True)
+        canvas, (xs, _) = mosaic(tiles, first_column_apart=True)
         self.ax_.imshow(canvas, interpolation="nearest")
         names = ["Query", *(str(i + 1) for i in range(self.neighbors.shape[1]))]
         self.ax_.set_xticks(xs, names)
@@ -408,7 +406,10 @@ class ScoreMapDisplay:
         others = None if background is None else _images(estimator, background)
         if others is None and len(images) < 2:
             raise ValueError("X has a single image: set background to the images to compare it with.")
-        return cls(_pictures(images), _local_scores(estimator, images, others)).plot(ax=ax)
+        standardize = Standardizer(estimator.mean_, estimator.std_, estimator.device_)
+        critic = estimator.discriminators_["local"]
+        scores = local_scores(estimator.encoder_, critic, images, others, standardize)  # type: ignore[arg-type]
+        return cls(as_pictures(images), scores.numpy()).plot(ax=ax)
 
     def plot(self, *, ax: Any = None, alpha: float = 0.7, cmap: str = "viridis") -> Self:
         """Plot the images above their maps.
@@ -431,7 +432,7 @@ class ScoreMapDisplay:
         grey = np.repeat(self.pictures.mean(axis=3, keepdims=True), 3, axis=3)
         tiles = np.stack([self.pictures, grey])
         self.ax_, self.figure_ = _axes(self, ax, _figure_size(tiles))
-        canvas, (xs, ys) = _mosaic(tiles)
+        canvas, (xs, ys) = mosaic(tiles)
         self.ax_.imshow(canvas, interpolation="nearest")
         # Each location covers its share of the image.
         rows, columns = (
@@ -439,7 +440,7 @@ class ScoreMapDisplay:
         )
         maps = np.stack([np.full((n_images, height, width), np.nan), self.scores[:, rows][:, :, columns]])
         drawn = self.ax_.imshow(
-            _mosaic(maps[..., None], fill=np.nan)[0][..., 0], cmap=cmap, alpha=alpha, interpolation="nearest"
+            mosaic(maps[..., None], fill=np.nan)[0][..., 0], cmap=cmap, alpha=alpha, interpolation="nearest"
         )
         # In axes of its own it is as high as the images.
         beside = self.ax_.inset_axes((1.01, 0, 0.015, 1))
@@ -454,7 +455,7 @@ class ScoreMapDisplay:
 class FilterDisplay:
     """Filters of the encoder's first convolution.
 
-    Zero is mid-grey. Filters share one scale.
+    Zero, or the mean of principal components, is mid-grey. Filters share one scale.
 
     Parameters
     ----------
@@ -504,7 +505,7 @@ class FilterDisplay:
         n_filters, n_channels, height, width = self.filters.shape
         values = self.filters.transpose(0, 2, 3, 1)
         if n_channels not in (1, 3):
-            values = _principal_colors(values)
+            values = principal_colors(values)
         pictures = 0.5 + 0.5 * np.broadcast_to(values, (n_filters, height, width, 3)) / np.abs(values).max()
         n_columns = ceil(sqrt(n_filters))
         n_rows = ceil(n_filters / n_columns)
@@ -512,7 +513,7 @@ class FilterDisplay:
         tiles[:n_filters] = pictures
         tiles = tiles.reshape(n_rows, n_columns, height, width, 3)
         self.ax_, self.figure_ = _axes(self, ax)
-        self.ax_.imshow(_mosaic(tiles)[0], interpolation="nearest")
+        self.ax_.imshow(mosaic(tiles)[0], interpolation="nearest")
         self.ax_.set(xticks=[], yticks=[], title=f"First convolution: {n_filters} filters of {height} x {width}")
         _bare(self.ax_)
         return self
@@ -552,93 +553,9 @@ def _images(estimator: DIMTransformer, X: Any) -> Images:
     )
 
 
-def _values(images: Images, rows: Any = slice(None)) -> NDArray[Any]:
-    """Images of shape (n, height, width, C) as floats, bytes scaled to [0, 1]."""
-    values = images.take(rows).permute(0, 2, 3, 1).numpy()
-    return values / np.float32(255) if values.dtype == np.uint8 else values
-
-
-def _pictures(images: Images) -> NDArray[Any]:
-    """Images (n, height, width, 3) in [0, 1]."""
-    return _to_rgb(_values(images))
-
-
-def _to_rgb(values: NDArray[Any]) -> NDArray[Any]:
-    """Bring values (n, height, width, C) of any range to colours in [0, 1], signals to a visible height."""
-    if values.shape[3] not in (1, 3):
-        values = _principal_colors(values)
-        # Some extreme pixels must not take all the contrast.
-        low, high = np.percentile(values, [1, 99], axis=(0, 1, 2))
-    elif values.min() >= 0 and values.max() <= 1:
-        low, high = np.zeros(1), np.ones(1)
-    else:
-        low, high = values.min(keepdims=True).ravel(), values.max(keepdims=True).ravel()
-    scaled = (values - low) / np.where(high > low, high - low, 1)
-    for axis, other in ((1, 2), (2, 1)):
-        scaled = np.repeat(scaled, max(1, scaled.shape[other] // (4 * scaled.shape[axis])), axis=axis)
-    return np.broadcast_to(np.clip(scaled, 0, 1), (*scaled.shape[:3], 3))
-
-
-def _principal_colors(values: NDArray[Any]) -> NDArray[Any]:
-    """First three principal components of the pixels (n, height, width, C); what is missing is 0."""
-    pixels = values.reshape(-1, values.shape[3])
-    n_colors = min(3, *pixels.shape)
-    colors = np.zeros((len(pixels), 3))
-    colors[:, :n_colors] = PCA(n_colors).fit_transform(pixels)
-    return colors.reshape(*values.shape[:3], 3)
-
-
-def _mosaic(
-    tiles: NDArray[Any], *, fill: float = 1.0, first_column_apart: bool = False
-) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]]]:
-    """Put tiles (rows, columns, height, width, channels) side by side; return it and the centres of columns and rows."""
-    n_rows, n_columns, height, width, channels = tiles.shape
-    gap = max(1, min(height, width) // 8)
-    lefts = np.arange(n_columns) * (width + gap)
-    if first_column_apart:
-        lefts[1:] += 2 * gap
-    tops = np.arange(n_rows) * (height + gap)
-    canvas = np.full((tops[-1] + height, lefts[-1] + width, channels), fill)
-    for top, row in zip(tops, tiles, strict=True):
-        for left, tile in zip(lefts, row, strict=True):
-            canvas[top : top + height, left : left + width] = tile
-    return canvas, (lefts + (width - 1) / 2, tops + (height - 1) / 2)
-
-
 def _figure_size(tiles: NDArray[Any]) -> tuple[float, float]:
     """About an inch a tile, within what a page holds."""
     n_rows, n_columns, height, width, _ = tiles.shape
     inch = min(1.0, 10 / n_columns)
-    return n_columns * inch + 0.6, min(n_rows * inch * height / width, 14) + 0.6
-
-
-def _local_scores(estimator: DIMTransformer, images: Images, others: Images | None) -> NDArray[Any]:
-    """Score locations against their own embedding, above those of other images against it, of shape (n, h, w)."""
-    critic = estimator.discriminators_["local"]
-    standardize = Standardizer(estimator.mean_, estimator.std_, estimator.device_)
-
-    def encode(images: Images, start: int) -> Any:
-        embedding, features = estimator.encoder_(standardize(images.take(slice(start, start + BACKGROUND_BATCH))))
-        return *critic.encode(features, embedding), features.shape[2:]
-
-    was_training = critic.training
-    critic.eval()
-    with torch.inference_mode():
-        parts = [encode(images, start) for start in range(0, len(images), BACKGROUND_BATCH)]
-        maps, vectors = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:2])
-        own = critic.score(maps, vectors)
-        other_images = images if others is None else others
-        sums, n_others = [], 0
-        for start in range(0, len(other_images), BACKGROUND_BATCH):
-            other_maps, _, _ = encode(other_images, start)
-            scores = critic.score_all(other_maps, vectors)
-            if others is None:
-                rows = torch.arange(start, start + len(other_maps), device=scores.device)
-                scores[rows, rows - start] = -torch.inf
-            sums.append(torch.logsumexp(scores.flatten(1), dim=1))
-            n_others += scores[0].numel()
-    critic.train(was_training)
-    if others is None:
-        n_others -= own.shape[1]
-    level = torch.logsumexp(torch.stack(sums), dim=0) - log(n_others)
-    return (own - level[:, None]).view(len(images), *parts[0][2]).cpu().numpy()
+    # Titles and labels need some height beside flat images.
+    return n_columns * inch + 0.6, min(max(n_rows * inch * height / width, 1.0), 14) + 0.6

@@ -1,17 +1,22 @@
-"""Encoding all images, in batches of one size."""
+"""Encoding all images, in batches of one size, and scoring their locations."""
+
+from math import log
 
 import torch
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
+from skdim.discriminators import Critic
 from skdim.encoders import read_layers
 from skdim.images import Images
 
-__all__ = ["encode"]
+__all__ = ["encode", "local_scores"]
 
 # Images a batch. On the CPU larger batches bring nothing; on CUDA the batch shrinks where memory is short.
 CPU_BATCH = 128
 CUDA_BATCH = 1024
+# A critic may hold as many numbers a pair of location and embedding as it has units.
+SCORED_BATCH = 32
 
 
 def encode(encoder: nn.Module, images: Images, standardize: Standardizer, layer: str, width: int) -> Tensor:
@@ -67,3 +72,58 @@ def _encode_batch(encoder: nn.Module, standardize: Standardizer, batch: Tensor, 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def local_scores(
+    encoder: nn.Module, critic: Critic, images: Images, others: Images | None, standardize: Standardizer
+) -> Tensor:
+    """Score each location of images against the image's embedding, relative to locations of other images.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        In evaluation mode, on the device of `standardize`.
+    critic : Critic
+        The local critic, on the same device.
+    images : Images
+        The images.
+    others : Images or None
+        The other images; None means that for each of `images` these are the rest of them, at least one.
+    standardize : Standardizer
+        Applied to each batch.
+
+    Returns
+    -------
+    Tensor of shape (n, h, w), float32
+        On the CPU: score, less the logarithm of the mean exponential of the scores of all other images' locations
+        against the same embedding.
+    """
+    was_training = critic.training
+    critic.eval()
+    with torch.inference_mode():
+        maps, vectors, (height, width) = _encode_pairs(encoder, critic, images, standardize)
+        own = critic.score(maps, vectors)
+        other_maps = maps if others is None else _encode_pairs(encoder, critic, others, standardize)[0]
+        levels = []
+        for start in range(0, len(other_maps), SCORED_BATCH):
+            scores = critic.score_all(other_maps[start : start + SCORED_BATCH], vectors)
+            if others is None:
+                column = torch.arange(scores.shape[1], device=scores.device)
+                scores[column + start, column] = -torch.inf
+            levels.append(torch.logsumexp(scores.flatten(1), dim=1))
+        n_others = len(other_maps) - (others is None)
+        level = torch.logsumexp(torch.stack(levels), dim=0) - log(n_others * own.shape[1])
+    critic.train(was_training)
+    return (own - level[:, None]).view(-1, height, width).cpu()
+
+
+def _encode_pairs(
+    encoder: nn.Module, critic: Critic, images: Images, standardize: Standardizer
+) -> tuple[Tensor, Tensor, torch.Size]:
+    """Both sides' parts of the critic's scores, (n, L, U) and (n, U), and height and width of the features."""
+    parts = []
+    for start in range(0, len(images), SCORED_BATCH):
+        embedding, features = encoder(standardize(images.take(slice(start, start + SCORED_BATCH))))
+        parts.append(critic.encode(features, embedding))
+    maps, vectors = (torch.cat(side) for side in zip(*parts, strict=True))
+    return maps, vectors, features.shape[2:]
