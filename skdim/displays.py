@@ -444,7 +444,7 @@ class ScoreMapDisplay:
         )
         # In axes of its own it is as high as the images.
         beside = self.ax_.inset_axes((1.01, 0, 0.015, 1))
-        self.colorbar_ = self.figure_.colorbar(drawn, cax=beside, label="Score above other images")
+        self.colorbar_ = self.figure_.colorbar(drawn, cax=beside, label="Relative score")
         self.ax_.set_xticks(xs, [str(i) for i in range(n_images)])
         self.ax_.set_yticks(ys, ["Image", "Scores"])
         self.ax_.set_title("What the embedding knows about")

@@ -183,7 +183,7 @@ def test_score_maps(colour_images, params, with_background):
     assert np.ma.getmaskarray(drawn)[:12].all()  # the images themselves have no scores over them
     assert drawn[-12, 0] == display.scores[0, 0, 0]
     assert drawn[-1, -1] == display.scores[-1, -1, -1]
-    assert display.colorbar_.ax.get_ylabel() == "Score above other images"
+    assert display.colorbar_.ax.get_ylabel() == "Relative score"
     assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["Image", "Scores"]
 
 
