@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn import config_context
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
@@ -32,6 +33,9 @@ COLORS = (
 )
 # Neighbouring markers tell apart what small points of like colours do not.
 MARKERS = "o^sDvP*X"
+
+# What the history has beside losses and bounds.
+NO_TERMS = ("seconds", "images_per_second")
 
 # Width of a thumbnail, in points.
 THUMBNAIL = 22
@@ -95,7 +99,8 @@ class TrainingCurveDisplay:
         self.ax_, self.figure_ = _axes(self, ax)
         if not self.history:
             raise ValueError("history has no epochs: with max_epochs=0 there is nothing to plot.")
-        terms = [name for name in self.history[0] if name not in ("seconds", "images_per_second")]
+        # Epochs differ in their terms where weights were changed between two fits.
+        terms = dict.fromkeys(name for epoch in self.history for name in epoch if name not in NO_TERMS)
         losses = [name for name in terms if not name.endswith("_bound")]
         bounds = [name for name in terms if name not in losses]
         epochs = np.arange(1, len(self.history) + 1)
@@ -104,12 +109,12 @@ class TrainingCurveDisplay:
             # A bound has the colour of its loss; the total is black.
             term = name.removesuffix("_bound")
             style = {
-                "color": "black" if term == "loss" else COLORS[losses.index(term) - 1],
+                "color": "black" if term == "loss" else COLORS[(losses.index(term) - 1) % len(COLORS)],
                 "linestyle": "--" if name in bounds else "-",
                 "marker": ".",
                 "label": "loss (weighted sum)" if name == "loss" else name.replace("_", " "),
             }
-            values = [epoch[name] for epoch in self.history]
+            values = [epoch.get(name, np.nan) for epoch in self.history]
             (self.lines_[name],) = self.ax_.plot(epochs, values, **(style | line_kwargs))
         self.ax_.set(xlabel="Epoch", ylabel="Loss (solid), bound in nats (dashed)" if bounds else "Loss")
         self.ax_.xaxis.get_major_locator().set_params(integer=True)
@@ -195,7 +200,7 @@ class EmbeddingDisplay:
             The display.
         """
         _pyplot(f"{cls.__name__}.from_estimator")
-        Z = np.asarray(estimator.transform(X))
+        Z = _embed(estimator, X)
         if y is not None:
             check_consistent_length(Z, y)
         axis_labels = ("", "")
@@ -320,8 +325,8 @@ class NeighborsDisplay:
             The display.
         """
         _pyplot(f"{cls.__name__}.from_estimator")
-        search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric).fit(np.asarray(estimator.transform(X)))
-        distances, indices = search.kneighbors(np.asarray(estimator.transform(X_query)))
+        search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric).fit(_embed(estimator, X))
+        distances, indices = search.kneighbors(_embed(estimator, X_query))
         # Together, so that they are scaled alike.
         found = pixel_values(_images(estimator, X), indices.ravel())
         pictures = to_rgb(np.concatenate([pixel_values(_images(estimator, X_query)), found]))
@@ -545,6 +550,11 @@ def _bare(ax: Any) -> None:
     """Leave names, but no lines, around images."""
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+
+
+def _embed(estimator: DIMTransformer, X: Any) -> NDArray[Any]:
+    with config_context(array_api_dispatch=False):
+        return np.asarray(estimator.transform(X))
 
 
 def _images(estimator: DIMTransformer, X: Any) -> Images:

@@ -66,7 +66,7 @@ class Progress(Callback):
 
     def __enter__(self) -> Self:
         # A notebook's stderr is no terminal; there tqdm draws a widget or, without ipywidgets, text.
-        if self.verbose and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        if self.verbose and self.n_epochs and (sys.stderr.isatty() or "ipykernel" in sys.modules):
             # Not at the top: tqdm warns on import in a notebook without ipywidgets.
             from tqdm.auto import tqdm
 
@@ -125,7 +125,8 @@ class FitTask(Callback):
 
     def __init__(self, estimator: Any, X: Any, y: Any, max_epochs: int) -> None:
         self.estimator = estimator
-        self.data = {"X": X, "y": y}
+        self.X = X
+        self.y = y
         self.max_epochs = max_epochs
         self.epoch: Any = None
 
@@ -133,14 +134,16 @@ class FitTask(Callback):
         self.context = None
         if hasattr(self.estimator, "set_callbacks"):
             self.context = self.estimator._init_callback_context(max_subtasks=self.max_epochs)
-            self.context.call_on_fit_task_begin(estimator=self.estimator, **self.data)
+            self.context.call_on_fit_task_begin(estimator=self.estimator, X=self.X, y=self.y)
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is None and self.context is not None:
-            self.context.call_on_fit_task_end(estimator=self.estimator, **self.data, reconstruction_attributes={})
+            self.context.call_on_fit_task_end(
+                estimator=self.estimator, X=self.X, y=self.y, reconstruction_attributes={}
+            )
         # The net keeps its callbacks, and must not keep the images with them.
-        del self.estimator, self.data
+        self.estimator = self.X = self.y = None
 
     def on_train_begin(self, net: Any, **_: Any) -> None:
         self.first_epoch = len(net.history)
@@ -148,7 +151,7 @@ class FitTask(Callback):
     def on_epoch_begin(self, net: Any, **_: Any) -> None:
         if self.context is not None:
             self.epoch = self.context.subcontext(task_name="epoch")
-            self.epoch.call_on_fit_task_begin(estimator=self.estimator, **self.data)
+            self.epoch.call_on_fit_task_begin(estimator=self.estimator, X=self.X, y=self.y)
 
     def on_epoch_end(self, net: Any, **_: Any) -> None:
         if self._end_epoch(net):
@@ -164,7 +167,7 @@ class FitTask(Callback):
         epoch, self.epoch = self.epoch, None
         history = self.estimator.history_ + net.records(self.first_epoch)
         return epoch.call_on_fit_task_end(
-            estimator=self.estimator, **self.data, reconstruction_attributes=training_attributes(history)
+            estimator=self.estimator, X=self.X, y=self.y, reconstruction_attributes=training_attributes(history)
         )
 
 

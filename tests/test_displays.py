@@ -59,6 +59,14 @@ def test_training_curves_are_the_history(fitted):
     assert ax.get_legend().get_texts()[0].get_text() == "loss (weighted sum)"
 
 
+def test_terms_that_only_some_epochs_have(digits):
+    dim = small(prior_weight=0, max_epochs=1, warm_start=True).fit(digits[0])
+    with pytest.warns(UserWarning, match="new discriminators"):
+        dim.set_params(prior_weight=0.1).fit(digits[0])
+    lines = TrainingCurveDisplay.from_estimator(dim).lines_
+    np.testing.assert_array_equal(lines["prior"].get_ydata(), [np.nan, dim.history_[1]["prior"]])
+
+
 def test_no_epochs_no_curves(digits):
     with pytest.raises(ValueError, match="history has no epochs"):
         TrainingCurveDisplay.from_estimator(small(max_epochs=0).fit(digits[0]))

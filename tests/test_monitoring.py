@@ -197,6 +197,7 @@ def test_a_fitted_estimator_does_not_keep_the_images(digits, fails):
         dim.set_params(lr=1e12 if fails else 1e-3, warm_start=True, lr_schedule="constant").fit(X)
     except FloatingPointError:
         assert fails
+    assert dim.net_.get_params()  # of the callbacks too
     del X
     gc.collect()
     assert kept() is None
