@@ -82,7 +82,7 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
+def resolve_precision(precision: str, device: torch.device, shape: ImageShape) -> torch.dtype | None:
     """Turn the parameter `precision` into the dtype of autocast.
 
     Parameters
@@ -91,6 +91,8 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype | Non
         "auto" is bfloat16 where the hardware computes it natively.
     device : torch.device
         Where training runs.
+    shape : tuple of int
+        Channels, height and width of an image.
 
     Returns
     -------
@@ -98,8 +100,18 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype | Non
         None is float32.
     """
     if precision == "auto":
-        precision = "bfloat16" if _has_bfloat16(device) else "float32"
+        is_bfloat16 = _has_bfloat16(device) and not (device.type == "cpu" and _may_be_thin(shape))
+        precision = "bfloat16" if is_bfloat16 else "float32"
     return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def _may_be_thin(shape: ImageShape) -> bool:
+    """Tell whether strided convolutions may shrink an image to a map of one pixel in width and more in height.
+
+    torch's own bfloat16 convolution on the CPU, seen in 2.13, then returns NaN now and then.
+    """
+    short, long = sorted(shape[1:])
+    return 1 < short < long and (short < 8 or long >= 2 * short)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

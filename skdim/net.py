@@ -4,18 +4,28 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+from skorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EpochScoring,
+    LRScheduler,
+    MlflowLogger,
+    NeptuneLogger,
+    SacredLogger,
+    TensorBoard,
+)
 from torch import Tensor
 
 from skdim.batches import Batches
 from skdim.checkpoints import Checkpoints, is_storable
 from skdim.model import InfoMaxModel
+from skdim.monitoring import StopTraining
 from skdim.views import Augmentation
 
 __all__ = ["DIMNet", "private_rng"]
@@ -23,6 +33,17 @@ __all__ = ["DIMNet", "private_rng"]
 # At the encoder's own learning rate the prior discriminator wins outright: its gradients then distort the embedding
 # instead of spreading it. At a tenth of it the two stay in balance (both losses near chance, sigmoid(y) uniform).
 PRIOR_LR_RATIO = 0.1
+
+# Hooks of skorch that do nothing: EpochScoring's gathers predictions and labels, and there are none.
+IDLE_HOOKS = {
+    Callback.on_batch_begin,
+    Callback.on_batch_end,
+    TensorBoard.on_batch_end,
+    EpochScoring.on_batch_end,
+}
+
+# Those that do nothing unless ``log_on_batch_end`` is set.
+LOGGER_HOOKS = {NeptuneLogger.on_batch_end, SacredLogger.on_batch_end, MlflowLogger.on_batch_end}
 
 # What an epoch's record has beside its loss.
 RECORDED = (
@@ -50,10 +71,6 @@ def private_rng(seed: int, device: torch.device) -> Iterator[list[torch.Generato
         for generator in generators:
             generator.manual_seed(seed)
         yield generators
-
-
-class StopTraining(Exception):
-    """A callback has asked to end training; what is trained so far stands."""
 
 
 class WeightedSum(torch.nn.Module):
@@ -115,6 +132,7 @@ class DIMNet(NeuralNet):
             train_split=None,
             verbose=0,
             device=None,
+            use_caching=False,
             **kwargs,
         )
 
@@ -138,7 +156,8 @@ class DIMNet(NeuralNet):
         epochs: int,
         lr: float,
         lr_schedule: str,
-        callbacks: Sequence[Callback] | None,
+        callbacks: Sequence[Callback],
+        on_step: Callable[[int], None],
         checkpoints: Checkpoints | None = None,
         global_generators: Sequence[torch.Generator] = (),
     ) -> list[dict[str, float]]:
@@ -154,8 +173,10 @@ class DIMNet(NeuralNet):
             Learning rate of encoder and critics; the prior discriminator's is a tenth of it.
         lr_schedule : {"one_cycle", "constant"}
             "one_cycle" warms up to `lr` and anneals to nearly 0 over these epochs.
-        callbacks : sequence of skorch.callbacks.Callback or None
-            The user's.
+        callbacks : sequence of skorch.callbacks.Callback
+            Notified in this order.
+        on_step : callable
+            Called with the number of images of each step, while the device may still be at work on it.
         checkpoints : Checkpoints or None, default=None
             Where each epoch's state is written. Training goes on from the state saved there.
         global_generators : sequence of torch.Generator, default=()
@@ -178,7 +199,8 @@ class DIMNet(NeuralNet):
         self._schedulers = [_scheduler(self.optimizer_, lr_schedule, lr, n_steps)]
         if self.module_.prior is not None:
             self._schedulers.append(_scheduler(self.prior_optimizer_, lr_schedule, lr * PRIOR_LR_RATIO, n_steps))
-        self.callbacks = None if callbacks is None else list(callbacks)
+        self.callbacks = list(callbacks)
+        self.on_step = on_step
         self.initialize_callbacks()
         first = len(self.history)
         last = first + epochs
@@ -207,6 +229,10 @@ class DIMNet(NeuralNet):
                 state = self._state(generators) | {"is_over": True, "was_stopped": was_stopped}
                 checkpoints.write(len(self.history), state)
         self.module_.zero_grad(set_to_none=True)
+        return self.records(first)
+
+    def records(self, first: int) -> list[dict[str, float]]:
+        """Return loss, terms, seconds and images a second of the epochs from `first` on."""
         return [
             {"loss": epoch["train_loss"]} | {name: epoch[name] for name in epoch if name in RECORDED}
             for epoch in self.history[first:]
@@ -302,7 +328,7 @@ class DIMNet(NeuralNet):
         n_images = 0
         for step, batch in enumerate(iterator, start=1):
             if watch_batches:
-                self.notify("on_batch_begin", batch=batch, training=True)
+                self.notify("on_batch_begin", batch=(batch, None), training=True)
             terms = step_fn(batch)
             names = list(terms)
             values = torch.stack(list(terms.values())) * len(batch)
@@ -313,7 +339,8 @@ class DIMNet(NeuralNet):
             if watch_batches:
                 self.history.record_batch("train_loss", terms["train_loss"].item())
                 self.history.record_batch("train_batch_size", len(batch))
-                self.notify("on_batch_end", batch=batch, training=True, loss=terms["train_loss"], y_pred=None)
+                self.notify("on_batch_end", batch=(batch, None), training=True, loss=terms["train_loss"], y_pred=None)
+            self.on_step(len(batch))
         assert total is not None
         means = dict(zip(names, (total / n_images).tolist(), strict=True))
         seconds = time.perf_counter() - start
@@ -350,7 +377,8 @@ class DIMNet(NeuralNet):
         self.optimizer_.zero_grad(set_to_none=True)
         loss.backward()
         if any(_overrides(callback, "on_grad_computed") for _, callback in self.callbacks_):
-            self.notify("on_grad_computed", named_parameters=list(model.named_parameters()), batch=batch, training=True)
+            named = list(model.named_parameters())
+            self.notify("on_grad_computed", named_parameters=named, batch=(batch, None), training=True)
         self.optimizer_.step()
         for scheduler in self._schedulers:
             scheduler.step()
@@ -400,7 +428,8 @@ def _overrides(callback: Callback, hook: str) -> bool:
 def _acts_on_batches(callback: Callback) -> bool:
     if isinstance(callback, LRScheduler):
         return callback.step_every == "batch"
-    return _overrides(callback, "on_batch_begin") or _overrides(callback, "on_batch_end")
+    idle = IDLE_HOOKS if getattr(callback, "log_on_batch_end", True) else IDLE_HOOKS | LOGGER_HOOKS
+    return any(getattr(type(callback), hook) not in idle for hook in ("on_batch_begin", "on_batch_end"))
 
 
 def _raised_by_skorch(error: BaseException) -> bool:

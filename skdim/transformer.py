@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -34,9 +35,10 @@ from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
 from skdim.inference import encode
 from skdim.model import NEGATIVES, build_model
+from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
-from skdim.parameters import check_callbacks, check_negatives, check_weights
+from skdim.parameters import check_negatives, check_weights
 from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
 from skdim.views import Augmentation, Occlusion, check_augmentation
 
@@ -47,12 +49,12 @@ _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
 # the resolved device and precision and the drawn seed are compared instead. Callbacks cannot be compared.
 _NOT_COMPARED = (
     *("callbacks", "checkpoint_dir", "data_format", "device", "image_shape", "output_layer", "precision"),
-    *("random_state", "warm_start"),
+    *("random_state", "verbose", "warm_start"),
 )
 _SEED = "seed drawn from random_state"
 
 
-class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, CallbackSupportMixin, BaseEstimator):
     r"""Learn image embeddings without labels by Deep InfoMax.
 
     Trains an encoder to maximise the mutual information between an image, its local patches and its embedding, while
@@ -191,12 +193,18 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         batches makes the device wait for the host after each of them. In a training that goes on from a checkpoint,
         attributes that end in an underscore are taken up again if they are numbers, strings, tensors, or lists or dicts
         of them, or have a ``state_dict``; parameters of callbacks are not compared. An LRScheduler needs
-        ``lr_schedule="constant"``; it sets the rate of encoder and critics, not the prior discriminator's.
+        ``lr_schedule="constant"``; it sets the rate of encoder and critics, not the prior discriminator's. An
+        EpochScoring needs ``on_train=True`` and a function ``scoring(net, X, y)`` of your own. Callbacks of
+        scikit-learn (from 1.9 on) are set with `set_callbacks` instead.
 
     random_state : int, RandomState instance or None, default=None
         Draws initial weights, batches, negatives and prior samples. An int gives the same bits on the same machine
         with the same number of threads; images of up to 256 values are always computed on one thread, so that
         searches over them give the same bits for any `n_jobs`.
+
+    verbose : int, default=0
+        With 1, training shows a bar on a terminal or in a notebook: epochs, losses, images a second and the time left.
+        With or without it, a line an epoch goes to ``logging.getLogger("skdim")`` at level INFO.
 
     Attributes
     ----------
@@ -292,6 +300,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "checkpoint_dir": [str, os.PathLike, None],
         "callbacks": [list, tuple, None],
         "random_state": ["random_state"],
+        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -327,6 +336,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         checkpoint_dir: str | os.PathLike[str] | None = None,
         callbacks: list[Callback] | None = None,
         random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
     ) -> None:
         self.n_components = n_components
         self.image_shape = image_shape
@@ -358,6 +368,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.checkpoint_dir = checkpoint_dir
         self.callbacks = callbacks
         self.random_state = random_state
+        self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: None = None) -> Self:
@@ -366,7 +377,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Parameters
         ----------
         X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
-            At least two images: uint8, scaled by 1/255, or numbers of any scale, computed with as float32.
+            At least two images: uint8, scaled by 1/255, or numbers of any scale, computed with as float32. Or a
+            sequence of paths or Pillow images, see `skdim.files.read_images`.
         y : None
             Ignored.
 
@@ -393,8 +405,15 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 "checkpoint can tell."
             )
         go_on = self.warm_start and hasattr(self, "encoder_")
-        with self._unchanged_on_error():
-            self._train(X, self.checkpoint_dir, go_on=go_on, epochs=self.max_epochs, lr_schedule=self.lr_schedule)
+        with FitTask(self, X, y, self.max_epochs) as task, self._unchanged_on_error():
+            self._train(
+                X,
+                go_on=go_on,
+                epochs=self.max_epochs,
+                lr_schedule=self.lr_schedule,
+                checkpoint_dir=self.checkpoint_dir,
+                watchers=[task],
+            )
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -425,10 +444,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         # scikit-learn's context checks them before the first call only.
         self._validate_params()
         with self._unchanged_on_error():
-            self._train(X, None, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
+            self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
         return self
 
-    def transform(self, X: Any) -> NDArray[np.float32]:
+    def transform(self, X: Any) -> NDArray[np.float32] | torch.Tensor:
         """Compute the embeddings of images.
 
         Parameters
@@ -440,6 +459,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         -------
         ndarray of shape (n, n_features_out), float32
             The embeddings, or the layer that `output_layer` names. An image has the same embedding in any batch.
+            With scikit-learn's array API dispatch on, torch tensors give a tensor on their device.
 
         Raises
         ------
@@ -454,7 +474,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self._warn_of_other_scale(images, stacklevel=4)
         standardize = Standardizer(self.mean_, self.std_, self.device_)
         with limited_threads(images.shape, self.device_):
-            return encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out).numpy()
+            values = encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out)
+        if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
+            return values.to(X.device)
+        return values.numpy()
 
     def to(self, device: str) -> Self:
         """Move the fitted encoder to a device.
@@ -576,7 +599,14 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return dim
 
     def _train(
-        self, X: Any, checkpoint_dir: str | os.PathLike[str] | None, *, go_on: bool, epochs: int, lr_schedule: str
+        self,
+        X: Any,
+        *,
+        go_on: bool,
+        epochs: int,
+        lr_schedule: str,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        watchers: Sequence[Callback] = (),
     ) -> None:
         weights = {
             "local": self.local_weight,
@@ -613,17 +643,18 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 if go_on:
                     stack.enter_context(self.net_.rolled_back_on_error())
                 generators = []
-                if not isinstance(self.encoder, str):
-                    # The user's modules may draw from torch's global generators, in dropout say; ours never do.
+                if not isinstance(self.encoder, str) or callable(self.augmentation):
+                    # What the user brings may draw from torch's global generators, in dropout say; ours never do.
                     generators = stack.enter_context(private_rng(self.net_.draw_seed(), device))
+                progress = stack.enter_context(Progress(epochs, len(images), self.verbose))
+                # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
+                callbacks = [progress, *(self.callbacks or ()), *watchers]
                 records = self.net_.train(
-                    batches, epochs, self.lr, lr_schedule, self.callbacks, checkpoints, generators
+                    batches, epochs, self.lr, lr_schedule, callbacks, progress.step, checkpoints, generators
                 )
                 self.encoder_.eval()
                 self._check_finite_embeddings(images)
-        self.history_ = self.history_ + records
-        self.n_iter_ = len(self.history_)
-        self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
+        self.__dict__.update(training_attributes(self.history_ + records))
 
     def _open_checkpoints(
         self, folder: str | os.PathLike[str] | None, images: Images, device: torch.device, seed: int
@@ -638,7 +669,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         identity = {
             **{name: describe(value) for name, value in params.items()},
             "device": device.type,
-            "precision": str(resolve_precision(self.precision, device) or torch.float32),
+            "precision": str(resolve_precision(self.precision, device, images.shape) or torch.float32),
             _SEED: seed,
             "images": describe_images(images),
             "version": __version__,
@@ -729,7 +760,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             model.compile()
         self.net_ = DIMNet(
             model,
-            autocast_dtype=resolve_precision(self.precision, device),
+            autocast_dtype=resolve_precision(self.precision, device, self.image_shape_),
             generator=torch.Generator(device).manual_seed(seed),
             augmentation=augmentation,
         ).initialize()
