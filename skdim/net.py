@@ -203,31 +203,14 @@ class DIMNet(NeuralNet):
         self.on_step = on_step
         self.initialize_callbacks()
         first = len(self.history)
-        last = first + epochs
         generators = [self.generator, *global_generators]
         saved = None if checkpoints is None else checkpoints.saved
-        if saved is not None and len(saved["history"]) > last:
+        if saved is not None and len(saved["history"]) > epochs:
             raise ValueError(f"max_epochs={epochs}, but the checkpoint has {len(saved['history'])} epochs of training.")
-        if saved is not None and saved["is_over"] and (saved["was_stopped"] or len(saved["history"]) >= last):
+        if saved is not None and (saved["end"] == "stopped" or (saved["end"] and len(saved["history"]) == epochs)):
             self._load_state(saved, generators)
         else:
-            # Not skorch's partial_fit, which swallows a KeyboardInterrupt and leaves a half-trained net that looks
-            # fitted.
-            self.notify("on_train_begin", X=batches, y=None)
-            if saved is not None:
-                self._load_state(saved, generators)
-            was_stopped = True
-            with suppress(StopTraining):
-                while len(self.history) < last:
-                    self.fit_loop(batches, epochs=1)
-                    if checkpoints is not None:
-                        checkpoints.write(len(self.history), self._state(generators))
-                was_stopped = False
-            self.notify("on_train_end", X=batches, y=None)
-            if checkpoints is not None:
-                # Once more, because callbacks may have put other weights in place.
-                state = self._state(generators) | {"is_over": True, "was_stopped": was_stopped}
-                checkpoints.write(len(self.history), state)
+            self._run_epochs(batches, first + epochs, checkpoints, generators)
         self.module_.zero_grad(set_to_none=True)
         return self.records(first)
 
@@ -237,6 +220,25 @@ class DIMNet(NeuralNet):
             {"loss": epoch["train_loss"]} | {name: epoch[name] for name in epoch if name in RECORDED}
             for epoch in self.history[first:]
         ]
+
+    def _run_epochs(
+        self, batches: Batches, last: int, checkpoints: Checkpoints | None, generators: Sequence[torch.Generator]
+    ) -> None:
+        # Not skorch's partial_fit, which swallows a KeyboardInterrupt and leaves a half-trained net that looks fitted.
+        self.notify("on_train_begin", X=batches, y=None)
+        if checkpoints is not None and checkpoints.saved is not None:
+            self._load_state(checkpoints.saved, generators)
+        end = "stopped"
+        with suppress(StopTraining):
+            while len(self.history) < last:
+                self.fit_loop(batches, epochs=1)
+                if checkpoints is not None:
+                    checkpoints.write(len(self.history), self._state(generators))
+            end = "reached"
+        self.notify("on_train_end", X=batches, y=None)
+        if checkpoints is not None:
+            # Once more, because callbacks may have put other weights in place.
+            checkpoints.write(len(self.history), self._state(generators, end))
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Notify callbacks; one of skorch's that raises KeyboardInterrupt, as EarlyStopping does, ends training."""
@@ -263,11 +265,11 @@ class DIMNet(NeuralNet):
             del self.history[n_epochs:]
             raise
 
-    def _state(self, generators: Sequence[torch.Generator]) -> dict[str, Any]:
-        """All that the next epoch depends on, and the history."""
+    def _state(self, generators: Sequence[torch.Generator], end: str | None = None) -> dict[str, Any]:
+        """Collect all that the next epoch depends on, and the history; `end` says why there is no next one."""
         self._check_finite_weights()
         return {
-            "is_over": False,
+            "end": end,
             "model": self.module_.state_dict(),
             "frozen": [name for name, weight in self.module_.named_parameters() if not weight.requires_grad],
             "optimizers": [getattr(self, name + "_").state_dict() for name in self._optimizers],

@@ -180,12 +180,12 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         Whether `fit` goes on from the last solution.
 
     checkpoint_dir : str or path-like, default=None
-        Directory in which `fit` writes the state of training after each epoch, one safetensors file, of which it keeps
-        the newest two. A `fit` that finds a state there goes on from it, to the same bits as without the interruption;
-        once training is over it returns the result without training. The directory is for one training: one of
+        Directory in which `fit` writes the state of training after each epoch: one safetensors file of 12 bytes a
+        weight, of which it keeps the newest two. A `fit` that finds a state there goes on from it, to the same bits as
+        without the interruption; after the last epoch it returns the result. The directory is for one training: one of
         other parameters or images is refused. With ``random_state=None`` the seed of the first attempt is taken over,
         and with ``lr_schedule="constant"`` `max_epochs` may be raised, to train on. A checkpoint that cannot be
-        written is a warning. `partial_fit` takes no notice of it, and ``warm_start=True`` excludes it.
+        written is a warning. `partial_fit` takes no notice of the directory, and ``warm_start=True`` excludes it.
 
     callbacks : list of skorch.callbacks.Callback, default=None
         Callbacks for the training net, ``EarlyStopping(monitor="train_loss")`` for one. There is no validation loss;

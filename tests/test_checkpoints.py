@@ -12,6 +12,7 @@ from skorch.callbacks import Callback, EarlyStopping, Freezer, LRScheduler
 from torch import nn
 
 from skdim import DIMTransformer
+from skdim.checkpoints import describe
 from skdim.net import CHECK_EVERY
 
 
@@ -450,3 +451,25 @@ def test_another_error_of_the_encoder_stays_what_it_is(X):
 
     with pytest.raises(RuntimeError, match=r"^mine$"):
         small(encoder=Bad).fit(X)
+
+
+class Crop:
+    def __init__(self, size, layer=None):
+        self.size, self.layer = size, layer
+
+
+def test_equal_parameters_have_equal_descriptions_and_others_others():
+    def values():
+        torch.manual_seed(0)
+        layer = nn.Linear(2, 2).bfloat16()
+        return [
+            *(None, "a", 2, np.float32(0.5), (1, 2), {"size": 2}, {"size": 3}, Crop, Crop(2), Crop(3), len),
+            *(layer, Crop(2, layer), Dropping((1, 8, 8), 8, 0.2), Dropping((1, 8, 8), 8, 0.3)),
+        ]
+
+    torch_state = torch.get_rng_state()
+    first, again = (json.dumps([describe(value) for value in values()]) for _ in range(2))
+    torch.set_rng_state(torch_state)
+    assert first == again
+    descriptions = [json.dumps(each) for each in json.loads(first)]
+    assert len(set(descriptions)) == len(descriptions)
