@@ -179,6 +179,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
                 Samples(images.take, fitted_on, targets),
                 Samples(images.take, held_out, targets),
                 criterion=nn.CrossEntropyLoss,
+                classes=range(len(classes)),
                 optimizer__param_groups=[("encoder.*", {"lr": self.encoder_lr})],
                 lr=self.lr,
                 batch_size=self.batch_size,

@@ -168,6 +168,7 @@ class MLPProbe(ClassifierMixin, BaseEstimator):
                 Samples(samples.__getitem__, fitted_on, targets),
                 Samples(samples.__getitem__, held_out, targets),
                 criterion=nn.CrossEntropyLoss,
+                classes=range(len(self.classes_)),
                 lr=self.lr,
                 batch_size=self.batch_size,
                 max_epochs=self.max_epochs,

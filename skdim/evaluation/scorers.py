@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline
 from torch.nn.functional import affine_grid, grid_sample
@@ -15,10 +16,15 @@ from skdim.images import Images, check_images
 
 __all__ = ["knn_scorer", "linear_probe_scorer", "retrieval_scorer"]
 
-# Sides of a crop as shares of the image's. Two such crops share objects and colours more than pixels.
-CROP_SIDES = (0.5, 0.7)
+# Sides of a crop as shares of the image's: two crops of an image share objects and colours more than pixels.
+CROP_SIDES = (0.7, 1.0)
 # The score falls with the number of images among which one is sought; more than these are left out.
 MAX_IMAGES = 2000
+# Wider embeddings are reduced, so that their covariance can be estimated from that many images.
+MAX_WIDTH = 256
+# Share of the mean variance added to that of each direction, so that noise in the smallest is not blown up.
+RIDGE = 1e-3
+MAX_CORRELATION = 0.999
 
 
 def knn_scorer(estimator: Any, X: Any, y: Any) -> float:
@@ -68,15 +74,18 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any) -> float:
 def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     """How well one crop of an image finds another crop of it among crops of all images; needs no labels.
 
-    Two crops are cut out of each image, at random but always the same, half to seven tenths of its side long, and
-    scaled to its size. For each crop all images' other crops are ranked by the cosine similarity of their embeddings,
-    centred on their mean; the score is the mean reciprocal rank of the image's own.
+    Two crops are cut out of each image, at random but always the same, seven tenths to all of its side long, and scaled
+    to its size. For each crop, the other crops of all images are ranked by the cosine similarity of their embeddings;
+    the score is the mean reciprocal rank of the image's own. The similarity is taken in canonical directions, whitened
+    and weighed by signal (what two crops of an image share) to noise (what they don't). These are learned on one half
+    of the images and the score is taken on the other, both ways. Embeddings wider than 256 are reduced to principal
+    components first.
 
-    It can be compared between settings because nothing of the setting is in it: no loss, weight or discriminator, only
-    ranks, which neither scale nor rotation nor width of the embedding changes, and a task that is the same for all.
-    Chance is ``(1 + 1/2 + ... + 1/n) / n`` for n images, 0.004 for 2000, and an embedding that has collapsed to a
-    point scores less: tied ranks count as their mean. Scores of different images, or of different numbers of them,
-    can't be compared.
+    It can be compared between settings because nothing of a setting is in it: no loss, weight or discriminator, and the
+    same task for all. Ranks do not change with the scale of an embedding and, through the canonical directions, hardly
+    with any other invertible linear map, which a linear probe could undo too. Chance is ``(1 + 1/2 + ... + 1/m) / m``
+    for the m images in a half, 0.007 for 1000, and an embedding that has collapsed to a point scores no more: tied
+    ranks count as their mean. Scores of different images, or of different numbers of them, can't be compared.
 
     It tells whether parts of an image are recognised as parts of one thing, which is what Deep InfoMax and its kin
     train for. It does not tell whether classes are told apart: what sets one image off from all others may be
@@ -87,7 +96,7 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     estimator : DIMTransformer or Pipeline
         Fitted; a pipeline that ends in a DIMTransformer. Its other steps come before the crops.
     X : array-like
-        Held-out images. Of more than 2000, 2000 are drawn at random, always the same.
+        Held-out images, at least four. Of more than 2000, 2000 are drawn at random, always the same.
     y : None
         Ignored.
 
@@ -103,7 +112,26 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     images = check_images(dim, X, image_shape=dim.image_shape_, data_format=dim.data_format, reset=False)
     rng = np.random.RandomState(0)
     rows = rng.choice(len(images), min(len(images), MAX_IMAGES), replace=False)
-    first, second = (_unit_rows(dim.transform(_crops(images, rows, rng, dim.data_format))) for _ in range(2))
+    crops = np.stack([np.asarray(dim.transform(_crops(images, rows, rng, dim.data_format))) for _ in range(2)])
+    halves = np.array_split(crops.astype(np.float64), 2, axis=1)
+    return float(np.mean([_retrieval(*halves), _retrieval(*halves[::-1])]))
+
+
+def _retrieval(learned_on: NDArray[np.float64], scored_on: NDArray[np.float64]) -> float:
+    """Mean reciprocal rank of the two crops of shape (2, n, d), in directions learned on those of other images."""
+    pca = PCA(min(MAX_WIDTH, learned_on.shape[2], learned_on.shape[1]), random_state=0)
+    # A collapsed embedding has no variance to explain.
+    with np.errstate(invalid="ignore"):
+        pca.fit(np.concatenate(list(learned_on)))
+    variance = pca.explained_variance_
+    whitening = (variance + RIDGE * variance.mean() + np.finfo(float).tiny) ** -0.5
+    first, second = ((pca.transform(crops) * whitening) for crops in learned_on)
+    # Correlations between the two crops, and the directions in which they are that correlated.
+    correlation, directions = np.linalg.eigh((first.T @ second + second.T @ first) / (2 * len(first)))
+    correlation = correlation.clip(0, MAX_CORRELATION)
+    signal_to_noise = correlation / (1 - correlation)
+    projection = whitening[:, None] * directions * np.sqrt(signal_to_noise)
+    first, second = (_unit_rows(pca.transform(crops) @ projection) for crops in scored_on)
     similarity = first @ second.T
     return (_mean_reciprocal_rank(similarity) + _mean_reciprocal_rank(similarity.T)) / 2
 
@@ -123,9 +151,8 @@ def _crops(images: Images, rows: NDArray[np.int64], rng: np.random.RandomState, 
     return (crops.permute(0, 2, 3, 1) if data_format == "channels_last" else crops).flatten(1).numpy()
 
 
-def _unit_rows(Z: Any) -> NDArray[np.float64]:
+def _unit_rows(Z: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centre embeddings and scale each to length 1; those without a direction become 0."""
-    Z = np.asarray(Z, dtype=np.float64)
     Z = Z - Z.mean(axis=0)
     norm = np.linalg.norm(Z, axis=1, keepdims=True)
     return np.divide(Z, norm, out=np.zeros_like(Z), where=norm > 0)
