@@ -198,7 +198,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             accuracy = (predicted == targets[n_fitted_on:]).double().mean().item()
             if accuracy < best_accuracy:
                 break
-            best_C, best_weights, best_accuracy = C, start, accuracy
+            if accuracy > best_accuracy:
+                best_C, best_weights, best_accuracy = C, start, accuracy
         return best_C, best_weights
 
     def _minimize(

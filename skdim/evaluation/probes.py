@@ -210,7 +210,8 @@ class MLPProbe(ClassifierMixin, BaseEstimator):
         ndarray of shape (n,)
             Labels.
         """
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(axis=1)]
 
     def _standardize(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         return (X - self.mean_) / self.scale_

@@ -30,12 +30,13 @@ def encode_labels(y: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     Raises
     ------
     ValueError
-        If `y` is no classification target or has one class only.
+        If `y` is no classification target or has fewer than two classes.
     """
     check_classification_targets(y)
     classes, labels = np.unique(y, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"{name} needs samples of at least 2 classes, but y has only one class: {classes[0]!r}.")
+        count = "only one class" if len(classes) else "no samples"
+        raise ValueError(f"{name} needs samples of at least 2 classes, but y has {count}.")
     return classes, labels.astype(np.int64)
 
 
