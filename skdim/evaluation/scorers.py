@@ -17,7 +17,7 @@ from skdim.images import Images, check_images
 __all__ = ["knn_scorer", "linear_probe_scorer", "retrieval_scorer"]
 
 # Sides of a crop as shares of the image's: two crops of an image share objects and colours more than pixels.
-CROP_SIDES = (0.7, 1.0)
+CROP_SIDES = (0.4, 1.0)
 # The score falls with the number of images among which one is sought; more than these are left out.
 MAX_IMAGES = 2000
 # Wider embeddings are reduced, so that their covariance can be estimated from that many images.
@@ -74,7 +74,7 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any) -> float:
 def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     """How well one crop of an image finds another crop of it among crops of all images; needs no labels.
 
-    Two crops are cut out of each image, at random but always the same, seven tenths to all of its side long, and scaled
+    Two crops are cut out of each image, at random but always the same, four tenths to all of its side long, and scaled
     to its size. For each crop, the other crops of all images are ranked by the cosine similarity of their embeddings;
     the score is the mean reciprocal rank of the image's own. The similarity is taken in canonical directions, whitened
     and weighed by signal (what two crops of an image share) to noise (what they don't). These are learned on one half
