@@ -21,6 +21,7 @@ __all__ = [
     "LocalConcatCritic",
     "LocalDotCritic",
     "PriorDiscriminator",
+    "PriorNoise",
 ]
 
 
@@ -47,31 +48,31 @@ class Critic(nn.Module):
         ----------
         features : Tensor of shape (N, K, h, w)
             Local features.
-        embedding : Tensor of shape (N, d)
-            Embeddings.
+        embedding : Tensor of shape (R, d)
+            Embeddings, any number of them.
 
         Returns
         -------
         maps : Tensor of shape (N, L, U)
             One vector a location; L is h * w for a local critic and 1 for a global one.
-        vectors : Tensor of shape (N, U)
+        vectors : Tensor of shape (R, U)
             One vector an embedding.
         """
         raise NotImplementedError
 
     def score(self, maps: Tensor, vectors: Tensor) -> Tensor:
-        """Score the locations of image i against embedding i.
+        """Score the locations of image i against the embeddings of image i.
 
         Parameters
         ----------
         maps : Tensor of shape (N, L, U)
             Encoded features.
-        vectors : Tensor of shape (N, U)
-            Encoded embeddings.
+        vectors : Tensor of shape (N, G, U)
+            Encoded embeddings, G an image.
 
         Returns
         -------
-        Tensor of shape (N, L)
+        Tensor of shape (N, G, L)
             Scores.
         """
         raise NotImplementedError
@@ -108,8 +109,9 @@ class Critic(nn.Module):
         Tensor of shape (N, h, w) or (N,)
             One score a location from a local critic, one an image from a global one.
         """
-        scores = self.score(*self.encode(features, embedding))
-        return scores.view(len(features), *features.shape[2:]) if self.is_local else scores.squeeze(1)
+        maps, vectors = self.encode(features, embedding)
+        scores = self.score(maps, vectors[:, None])
+        return scores.view(len(features), *features.shape[2:]) if self.is_local else scores.flatten()
 
 
 def _locations(features: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ class _DotCritic(Critic):
     pairs_cost_units = False
 
     def score(self, maps: Tensor, vectors: Tensor) -> Tensor:
-        return torch.matmul(maps, self._scaled(vectors)[:, :, None]).squeeze(2)
+        return torch.matmul(self._scaled(vectors), maps.transpose(1, 2))
 
     def score_all(self, maps: Tensor, vectors: Tensor) -> Tensor:
         n_images, n_locations, n_units = maps.shape
@@ -135,7 +137,7 @@ class _DotCritic(Critic):
 
     @staticmethod
     def _scaled(vectors: Tensor) -> Tensor:
-        return vectors * vectors.shape[1] ** -0.5
+        return vectors * vectors.shape[-1] ** -0.5
 
 
 class _ConcatCritic(Critic):
@@ -145,7 +147,7 @@ class _ConcatCritic(Critic):
     tail: nn.Sequential
 
     def score(self, maps: Tensor, vectors: Tensor) -> Tensor:
-        return self.tail(maps + vectors[:, None]).squeeze(2)
+        return self.tail(maps[:, None] + vectors[:, :, None]).squeeze(3)
 
     def score_all(self, maps: Tensor, vectors: Tensor) -> Tensor:
         return self.tail(maps + vectors[:, None, None]).squeeze(3)
@@ -354,3 +356,48 @@ class PriorDiscriminator(nn.Module):
             Logits.
         """
         return self.logit(samples).squeeze(1)
+
+
+class PriorNoise(nn.Module):
+    r"""Noise that matches embeddings to a prior without an adversary.
+
+    Critics read :math:`y + Z` in place of y, with Z independent noise. Of all embeddings of bounded range (variance)
+    the uniformly (normally) distributed ones carry the most information through the noise, so that maximising the
+    mutual information brings the embedding to the prior (Butakov et al., arXiv:2410.06993).
+
+    Parameters
+    ----------
+    prior : {"uniform", "normal"}
+        Uniform noise on ``sigmoid(y)``, or normal noise on an embedding y of zero mean and unit variance, which its
+        encoder has to see to, see `skdim.encoders.StandardizedEncoder`.
+    strength : float
+        Standard deviation of the noise, as a share of the prior's.
+    """
+
+    def __init__(self, prior: str, strength: float) -> None:
+        super().__init__()
+        self.is_uniform = prior == "uniform"
+        self.strength = strength
+
+    def forward(self, embedding: Tensor, generator: torch.Generator) -> Tensor:
+        """Bring embeddings to the support of the prior and add noise.
+
+        Parameters
+        ----------
+        embedding : Tensor of shape (..., d)
+            Embeddings.
+        generator : torch.Generator
+            Draws the noise, on the device of the embeddings.
+
+        Returns
+        -------
+        Tensor of shape (..., d), float32
+            Noisy embeddings.
+        """
+        embedding = embedding.float()
+        shape, device = embedding.shape, embedding.device
+        if self.is_uniform:
+            # Centred and of unit variance, like a batch norm would have it: the critics train faster.
+            noise = torch.rand(shape, generator=generator, device=device) - 0.5
+            return 12**0.5 * (torch.sigmoid(embedding) - 0.5 + self.strength * noise)
+        return embedding + self.strength * torch.randn(shape, generator=generator, device=device)

@@ -124,15 +124,19 @@ def check_image_shape(image_shape: Any) -> ImageShape:
 
 def _as_array(X: Any, name: str) -> Any:
     """Refuse what is no array of numbers; leave DataFrames and the like for scikit-learn's validation."""
-    if sparse.issparse(X) or hasattr(X, "columns"):
+    if sparse.issparse(X):
         return X
-    if isinstance(X, list | tuple) and len(X) and all(isinstance(image, torch.Tensor) for image in X):
-        X = [_as_array(image, name) for image in X]
+    if hasattr(X, "columns"):
+        for dtype in getattr(X, "dtypes", ()):
+            if getattr(dtype, "kind", "") in ("m", "M"):
+                raise TypeError(f"{name} expects numbers, got a column of dtype {dtype}.")
+        return X
+    if isinstance(X, list | tuple):
+        # Each would lose something in NumPy's hands: a tensor its gradient, a masked array its mask.
+        special = torch.Tensor | np.ma.MaskedArray
+        X = [_as_array(image, name) if isinstance(image, special) else image for image in X]
     if isinstance(X, torch.Tensor):
-        if X.is_meta:
-            raise TypeError(f"{name} expects images, got a tensor on the meta device, which holds no values.")
-        X = X.detach().cpu()
-        return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
+        return _tensor_as_array(X, name)
     if isinstance(X, str | bytes | dict | set | frozenset) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):
         raise TypeError(f"{name} expects an array of images, got {type(X).__name__}.")
     if isinstance(X, np.ma.MaskedArray):
@@ -149,6 +153,17 @@ def _as_array(X: Any, name: str) -> Any:
     if X.dtype.kind in "mMV":
         raise TypeError(f"{name} expects numbers, got an array of dtype {X.dtype}.")
     return X
+
+
+def _tensor_as_array(X: torch.Tensor, name: str) -> NDArray[Any]:
+    """Convert a tensor of any device and of dtypes that NumPy has not."""
+    if X.is_meta:
+        raise TypeError(f"{name} expects images, got a tensor on the meta device, which holds no values.")
+    if X.layout != torch.strided or X.is_nested or X.is_quantized:
+        kind = "nested" if X.is_nested else "quantized" if X.is_quantized else str(X.layout)
+        raise TypeError(f"{name} expects a dense tensor, got a tensor that is {kind}.")
+    X = X.detach().cpu().resolve_conj().resolve_neg()
+    return (X.float() if X.is_floating_point() and X.element_size() < 4 else X).numpy()
 
 
 def _stack(rows: list[Any] | tuple[Any, ...]) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from skdim.batches import Batches
 from skdim.model import InfoMaxModel
+from skdim.views import Augmentation
 
 __all__ = ["DIMNet", "private_rng"]
 
@@ -24,7 +25,7 @@ PRIOR_LR_RATIO = 0.1
 
 # What an epoch's record has beside its loss.
 RECORDED = (
-    *("local", "global", "prior", "prior_discriminator", "local_bound", "global_bound"),
+    *("local", "global", "prior", "coordinate", "prior_discriminator", "local_bound", "global_bound"),
     *("seconds", "images_per_second"),
 )
 
@@ -71,9 +72,10 @@ class WeightedSum(torch.nn.Module):
 class DIMNet(NeuralNet):
     """Trains an `InfoMaxModel` on `Batches`.
 
-    Encoder and critics share one Adam and the weighted loss; the prior discriminator has its own Adam and its own loss,
-    and is updated first in each step. skorch's epoch hooks work as ever; batch hooks and history entries for batches,
-    each of which makes the device wait for the host, are there only for callbacks that act on batches.
+    Encoder, critics and coordinate predictor share one Adam and the weighted loss; the prior discriminator has its own
+    Adam and its own loss, and is updated first in each step. skorch's epoch hooks work as ever; batch hooks and history
+    entries for batches, each of which makes the device wait for the host, are there only for callbacks that act on
+    batches.
 
     Parameters
     ----------
@@ -82,7 +84,10 @@ class DIMNet(NeuralNet):
     autocast_dtype : torch.dtype or None
         Precision of the forward pass; None is float32.
     generator : torch.Generator
-        Draws prior samples and shuffled negatives; on the training device.
+        Draws all that is drawn while training; on the training device.
+    augmentation : callable or None
+        ``augmentation(images, generator)`` returns a random view of standardised images. With it each batch is seen in
+        two views.
     **kwargs
         Of `skorch.NeuralNet`.
     """
@@ -93,10 +98,12 @@ class DIMNet(NeuralNet):
         *,
         autocast_dtype: torch.dtype | None,
         generator: torch.Generator,
+        augmentation: Augmentation | None,
         **kwargs: Any,
     ) -> None:
         self.autocast_dtype = autocast_dtype
         self.generator = generator
+        self.augmentation = augmentation
         super().__init__(
             module,
             criterion=WeightedSum,
@@ -114,7 +121,8 @@ class DIMNet(NeuralNet):
     def initialize_optimizer(self, triggered_directly: bool | None = None) -> "DIMNet":
         """Give encoder and critics one optimizer, and the prior discriminator another."""
         model = self.module_
-        shared = [*model.encoder.parameters(), *model.critics.parameters()]
+        adversary = set() if model.prior is None else set(model.prior.parameters())
+        shared = [parameter for parameter in model.parameters() if parameter not in adversary]
         self.optimizer_ = self.optimizer(shared, fused=True)
         if model.prior is not None:
             self.prior_optimizer_ = self.optimizer(model.prior.parameters(), fused=True)
@@ -250,9 +258,10 @@ class DIMNet(NeuralNet):
     def train_step(self, batch: Tensor, **_: Any) -> dict[str, Tensor]:
         """Update the prior discriminator, then encoder and critics, on one batch; return the loss terms, detached."""
         model = self.module_
-        device_type = batch.device.type
-        with torch.autocast(device_type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            terms, report, embedding = model(batch, self.generator)
+        augment = self.augmentation
+        views = [batch] if augment is None else [augment(batch, self.generator) for _ in range(2)]
+        with torch.autocast(batch.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            terms, report, embedding = model(views, self.generator)
         if model.prior is not None:
             # The prior's small networks stay in float32: their losses differ by less than bfloat16 resolves.
             report["prior_discriminator"] = self._step_prior_discriminator(embedding)

@@ -1,13 +1,93 @@
-"""Weights of an encoder as plain NumPy arrays and back, so that a pickle holds nothing of torch."""
+"""A fitted model outside its process: weights as NumPy arrays for pickles, and a file without pickle.
 
-from typing import Any
+The file may come from a stranger. Nothing in it is believed before it has been compared with what the class and the
+encoder ask for, no memory is spent that the file's own size does not pay for, and nothing is ever looked up, imported
+or unpickled by a name that it holds.
+"""
+
+import os
+import reprlib
+import warnings
+from dataclasses import dataclass
+from math import prod
+from typing import Any, BinaryIO
 
 import numpy as np
+import sklearn
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
 
-__all__ = ["to_arrays", "with_arrays"]
+from skdim._version import __version__
+from skdim.encoders import ENCODERS, StandardizedEncoder, build_encoder, layer_shapes
+from skdim.images import ImageShape, check_image_shape
+from skdim.tensorfile import (
+    InvalidFileError,
+    check_names,
+    check_shapes,
+    read_header,
+    read_tensors,
+    write_tensor_file,
+)
+
+__all__ = ["FittedModel", "InvalidFileError", "load_model", "save_model", "to_arrays", "with_arrays"]
+
+FORMAT = 1
+KEYS = frozenset(
+    [
+        *("format", "class", "params", "encoder", "encoder_options", "width", "image_shape", "trained_on_uint8"),
+        *("history", "feature_names", "versions"),
+    ]
+)
+VERSIONS = {"skdim": __version__, "torch": str(torch.__version__), "scikit-learn": sklearn.__version__}
+# Objects of the process that saves, and where it may write: a file from elsewhere must have no say in either.
+NOT_STORED = ("callbacks", "checkpoint_dir")
+# Values an image: 16 GiB of float32.
+MAX_IMAGE_VALUES = 1 << 32
+# Most of a message that may quote the file.
+MAX_REASON = 300
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A fitted estimator without the estimator.
+
+    Attributes
+    ----------
+    params : dict
+        All constructor parameters.
+    encoder : nn.Module
+        The encoder, in evaluation mode; from `load_model`, on the CPU.
+    encoder_spec : str, nn.Module or callable
+        What it was built from.
+    encoder_options : dict of str to bool
+        How: "multiple_globals" and "standardized", see `skdim.encoders.make_encoder`.
+    layer_shapes : dict
+        As `skdim.encoders.layer_shapes` gives them.
+    image_shape : tuple of int
+        Channels, height and width.
+    mean, std : ndarray of shape (C,), float32
+        Statistics of the training images.
+    trained_on_uint8 : bool
+        Whether these were uint8.
+    history : list of dict
+        Name to number, one an epoch.
+    feature_names : list of str or None
+        Column names of the training images.
+    """
+
+    params: dict[str, Any]
+    encoder: nn.Module
+    encoder_spec: Any
+    encoder_options: dict[str, bool]
+    layer_shapes: dict[str, tuple[int, ...]]
+    image_shape: ImageShape
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    trained_on_uint8: bool
+    history: list[dict[str, float]]
+    feature_names: list[str] | None
 
 
 def to_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
@@ -44,3 +124,264 @@ def with_arrays(module: nn.Module, arrays: dict[str, NDArray[Any]]) -> nn.Module
     # Copies first, because arrays of a memory-mapped joblib file are read-only, which torch does not know.
     module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     return module.eval()
+
+
+def save_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator], model: FittedModel) -> None:
+    """Write a model to a file, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file; one that is there is replaced.
+    estimator_class : type
+        The class of the estimator, which alone will read the file.
+    model : FittedModel
+        The model.
+
+    Raises
+    ------
+    ValueError
+        If history and column names are more than `load_model` reads.
+
+    Warns
+    -----
+    UserWarning
+        If parameters are left out. `load_model` gives them their defaults.
+    """
+    tensors = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
+    tensors |= {"mean": torch.from_numpy(model.mean), "std": torch.from_numpy(model.std)}
+    content = {
+        "format": FORMAT,
+        "class": estimator_class.__name__,
+        "params": _params_to_json(estimator_class, model.params),
+        "encoder": model.encoder_spec if isinstance(model.encoder_spec, str) else None,
+        "encoder_options": model.encoder_options,
+        "width": model.layer_shapes["embedding"][0],
+        "image_shape": model.image_shape,
+        "trained_on_uint8": model.trained_on_uint8,
+        "history": model.history,
+        "feature_names": model.feature_names,
+        "versions": VERSIONS,
+    }
+    write_tensor_file(path, content, tensors)
+
+
+def load_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator], encoder: Any = None) -> FittedModel:
+    """Read a model from a file that may come from anyone.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+    estimator_class : type
+        The class whose estimator the file must hold.
+    encoder : nn.Module or callable, default=None
+        What to build the encoder from, where it is none of this library's.
+
+    Returns
+    -------
+    FittedModel
+        The model.
+
+    Raises
+    ------
+    InvalidFileError
+        If the file is anything but what `save_model` wrote, or calls for another class or encoder.
+    OSError
+        If there is no such file, or it cannot be read.
+    """
+    try:
+        # Opening a pipe would wait for its writer.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise InvalidFileError("it is not a regular file")
+        with open(path, "rb") as file:
+            return _read(file, estimator_class, encoder)
+    except InvalidFileError as error:
+        # Quotes from the file may hold codes that act on a terminal, also where a traceback shows the first error.
+        reason = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
+        raise InvalidFileError(
+            f"{os.fspath(path)!r} cannot be loaded by {estimator_class.__name__}.load: "
+            f"{reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + '...'}."
+        ) from None
+
+
+def _read(file: BinaryIO, estimator_class: type[BaseEstimator], encoder: Any) -> FittedModel:
+    size = os.fstat(file.fileno()).st_size
+    declared, content, digest = read_header(file, size)
+    _check_content(content, estimator_class)
+    params = _params_from_json(estimator_class, content["params"], encoder)
+    own = content["encoder"] is None
+    if own and encoder is None:
+        raise InvalidFileError("it holds the weights of an encoder that is not skdim's; pass that as encoder")
+    if encoder is not None and not own and content["params"]["encoder"] is not None:
+        raise InvalidFileError(f"it holds the encoder {content['encoder']!r}, so none can be passed")
+    spec = encoder if own else content["encoder"]
+    image_shape, width, options = tuple(content["image_shape"]), content["width"], content["encoder_options"]
+
+    state, shapes = _blueprint(spec, image_shape, width, options)
+    if params["output_layer"] not in shapes:
+        raise InvalidFileError(f"its encoder has no layer {params['output_layer']!r}")
+    expected = {f"encoder.{name}": tensor for name, tensor in state.items()}
+    expected |= {name: torch.empty(image_shape[0], dtype=torch.float32, device="meta") for name in ("mean", "std")}
+    check_shapes(declared, expected)
+    tensors = read_tensors(file, size, expected, digest)
+    mean, std = tensors.pop("mean").numpy(), tensors.pop("std").numpy()
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+        raise InvalidFileError("its mean and std are no mean and standard deviation")
+
+    module = _build(spec, image_shape, width, options)
+    module.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in tensors.items()})
+    return FittedModel(
+        params=params,
+        encoder=module.eval(),
+        encoder_spec=spec,
+        encoder_options=options,
+        layer_shapes=shapes,
+        image_shape=image_shape,
+        mean=mean,
+        std=std,
+        trained_on_uint8=content["trained_on_uint8"],
+        history=content["history"],
+        feature_names=content["feature_names"],
+    )
+
+
+def _is_positive_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(epoch, dict) and "loss" in epoch and all(type(number) in (int, float) for number in epoch.values())
+        for epoch in value
+    )
+
+
+def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]) -> None:
+    """Check the metadata, all but the parameters."""
+    # First, because another format may have other keys.
+    if type(content.get("format")) is not int or content["format"] != FORMAT:
+        raise InvalidFileError(
+            f"it has format {reprlib.repr(content.get('format'))}, this version of skdim reads {FORMAT}"
+        )
+    if content.get("class") != estimator_class.__name__:
+        raise InvalidFileError(f"it holds a {reprlib.repr(content.get('class'))}")
+    check_names(content, KEYS, "metadata entry")
+    shape, names, encoder = content["image_shape"], content["feature_names"], content["encoder"]
+    versions, options = content["versions"], content["encoder_options"]
+    sound = {
+        "encoder": encoder is None or (isinstance(encoder, str) and encoder in ENCODERS),
+        "encoder_options": isinstance(options, dict)
+        and options.keys() == {"multiple_globals", "standardized"}
+        and all(isinstance(value, bool) for value in options.values()),
+        "width": _is_positive_int(content["width"]),
+        "image_shape": isinstance(shape, list) and len(shape) == 3 and all(map(_is_positive_int, shape)),
+        "trained_on_uint8": isinstance(content["trained_on_uint8"], bool),
+        "history": _is_history(content["history"]),
+        "feature_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+        "versions": isinstance(versions, dict)
+        and versions.keys() == VERSIONS.keys()
+        and all(isinstance(version, str) for version in versions.values()),
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise InvalidFileError(f"its metadata entry {name!r} is unfit: {reprlib.repr(content[name])}")
+    if prod(shape) > MAX_IMAGE_VALUES:
+        raise InvalidFileError(f"its images of shape {reprlib.repr(shape)} have more than {MAX_IMAGE_VALUES} values")
+    if names is not None and len(names) != prod(shape):
+        raise InvalidFileError(f"it has {len(names)} feature names for images of {prod(shape)} values")
+
+
+def _params_to_json(estimator_class: type[BaseEstimator], params: dict[str, Any]) -> dict[str, Any]:
+    defaults = estimator_class().get_params(deep=False)
+    stored, left_out = {}, []
+    for name, value in params.items():
+        try:
+            if name in NOT_STORED:
+                raise TypeError("not stored")
+            stored[name] = _to_json(value)
+        except TypeError:
+            # `load_model` is given such an encoder; of anything else it takes the default.
+            stored[name] = None if name == "encoder" else _to_json(defaults[name])
+            if name != "encoder" and value is not defaults[name]:
+                left_out.append(name)
+    if left_out:
+        warnings.warn(
+            f"The file does not hold the parameters {', '.join(left_out)}: {estimator_class.__name__}.load gives them "
+            "their defaults.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return stored
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, tuple):
+        return {"tuple": [_to_json(item) for item in value]}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _to_json(item) for key, item in value.items()}}
+    if isinstance(value, list):
+        return [_to_json(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} is not stored")
+
+
+def _params_from_json(estimator_class: type[BaseEstimator], stored: Any, encoder: Any) -> dict[str, Any]:
+    """Read the parameters and check them as `fit` would."""
+    defaults = estimator_class().get_params(deep=False)
+    if not isinstance(stored, dict):
+        raise InvalidFileError("its parameters are not a JSON object")
+    check_names(stored, defaults, "parameter")
+    for name in NOT_STORED:
+        if name in stored and stored[name] != _to_json(defaults[name]):
+            raise InvalidFileError(f"its parameter {name!r} is not the default")
+    try:
+        params = {name: _from_json(value) for name, value in stored.items()}
+        if params["encoder"] is None:
+            if encoder is None:
+                raise InvalidFileError("it was saved with an encoder that is not skdim's; pass that as encoder")
+            params["encoder"] = encoder
+        estimator_class(**params)._validate_params()
+        if params["image_shape"] is not None:
+            check_image_shape(params["image_shape"])
+    except InvalidFileError:
+        raise
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidFileError(f"its parameters are unfit: {error}") from error
+    return params
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"tuple"} and isinstance(value["tuple"], list):
+            return tuple(_from_json(item) for item in value["tuple"])
+        if value.keys() == {"dict"} and isinstance(value["dict"], dict):
+            return {key: _from_json(item) for key, item in value["dict"].items()}
+        raise TypeError("a JSON object stands for a tuple or a dict only")
+    return [_from_json(item) for item in value] if isinstance(value, list) else value
+
+
+def _build(encoder: Any, image_shape: ImageShape, width: int, options: dict[str, bool]) -> nn.Module:
+    module = build_encoder(encoder, image_shape, width, multiple_globals=options["multiple_globals"])
+    return StandardizedEncoder(module, width) if options["standardized"] else module
+
+
+def _blueprint(
+    encoder: Any, image_shape: ImageShape, width: int, options: dict[str, bool]
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+    """Find the tensors and layers of an encoder on the meta device, where sizes cost nothing, whoever chose them."""
+    try:
+        with torch.device("meta"):
+            module = _build(encoder, image_shape, width, options).to("meta")
+            state, shapes = module.state_dict(), layer_shapes(module, image_shape)
+    except Exception as error:
+        raise InvalidFileError(
+            f"its encoder for images of shape {image_shape} and embeddings of width {reprlib.repr(width)} cannot be "
+            f"built and run on torch's meta device: {error}"
+        ) from error
+    if shapes["embedding"] != (width,):
+        raise InvalidFileError(f"the encoder returns embeddings of shape {shapes['embedding']}, expected {(width,)}")
+    return state, shapes

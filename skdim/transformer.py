@@ -1,8 +1,9 @@
 """DIMTransformer, the one door to the library."""
 
 import copy
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
 from numbers import Integral, Real
@@ -15,18 +16,20 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import Callback, LRScheduler
+from skorch.callbacks import Callback
 from torch import nn
 
 from skdim.batches import Batches, Standardizer
 from skdim.devices import available_device, limited_threads, place, resolve_device, resolve_precision
-from skdim.encoders import ENCODERS, make_encoder
+from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
 from skdim.inference import encode
-from skdim.model import build_model
+from skdim.model import NEGATIVES, build_model
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
-from skdim.persistence import to_arrays, with_arrays
+from skdim.parameters import check_callbacks, check_negatives, check_weights
+from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
+from skdim.views import Augmentation, Occlusion, check_augmentation
 
 # Lives only in the process that trained; the rest of the estimator is pickled.
 _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
@@ -57,11 +60,13 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Order of the axes of an image. "auto" finds the channels of (n, C, H, W) and (n, H, W, C) arrays where only
         one reading is sensible, and takes flat rows as channels first.
 
-    encoder : {"dcgan", "stride1"}, nn.Module class or instance, default="dcgan"
-        The network. "dcgan" is the paper's for small images, "stride1" four convolutions of stride 1, far slower. A
-        class is built as ``encoder(image_shape, n_components)``; an instance is copied and trained on from the
-        weights it has. Its ``forward`` takes float32 images (N, C, H, W) and returns the embedding
-        (N, n_components) and the local features (N, K, h, w).
+    encoder : {"dcgan", "stride1", "alexnet", "resnet", "resnet_folded"}, nn.Module or callable, default="dcgan"
+        The network. "dcgan" is the paper's for small images, "alexnet" the one for 64 x 64 images, "resnet" the
+        residual one and "resnet_folded" the same on overlapping crops; "stride1" is four convolutions of stride 1.
+        All but the first are far slower, see `skdim.encoders`. A class or other callable builds a module as
+        ``encoder(image_shape, n_components)``; an instance is copied and trained on from the weights it has. Its
+        ``forward`` takes float32 images (N, C, H, W) and returns the embedding (N, n_components) and the local
+        features (N, K, h, w). `skdim.encoders.LayerEncoder` makes one of any network.
 
     local_weight : float, default=1.0
         Weight of the local mutual information, the paper's beta. A weight of 0 builds and computes nothing of its
@@ -85,17 +90,48 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     mi_units : int, default=256
         Width of the critics.
 
-    negatives : {"batch", "roll", "shuffle"}, default="batch"
+    negatives : {"batch", "roll", "shuffle"}, sequence of them, or dict, default="batch"
         Against what an embedding is told apart: the locations of all other images of its batch, of the next image,
-        or of another image drawn at random.
+        or of another image drawn at random. Of several schemes the losses are averaged; a dict names those of each
+        critic, ``{"local": "batch", "global": ("roll", "shuffle")}``.
+
+    local_samples : int, default=None
+        How many locations of each image the local critic sees in a batch, drawn at random. None is all of them.
 
     prior : {"uniform", "normal"}, default="uniform"
         What the embedding y is matched to: "uniform" matches ``sigmoid(y)`` to the uniform distribution on [0, 1] in
         every dimension, "normal" y itself to the standard normal one.
 
+    prior_matching : {"adversarial", "noise"}, default="adversarial"
+        How: "adversarial" trains a discriminator between prior and embedding, which the encoder learns to fool; its
+        loss is weighted by `prior_weight`. "noise" adds noise to the embeddings that the critics see, so that the
+        prior's distribution is the one that carries most information [2]_; `prior_weight` is the standard deviation of
+        the noise as a share of the prior's. It needs no second network and cannot become unstable. With
+        ``prior="normal"`` the encoder then ends in a batch norm.
+
+    multiple_globals : bool, default=False
+        Whether the encoder yields one embedding for each location of its last convolution's map, each of which is
+        trained as an embedding of the image. `transform` returns their mean. A module of your own does so by returning
+        embeddings of shape (N, n_components, gh, gw).
+
+    augmentation : {"standard"}, callable or None, default=None
+        With an augmentation each batch is seen in two independent random views, and the locations of each view are
+        scored against the embeddings of the other one. "standard" is `skdim.views.StandardAugmentation`, whose crops,
+        flips, colours and noise can be set; a callable is called as ``augmentation(images, generator)`` with
+        standardised images, a float32 tensor (N, C, H, W) on the training device, and a torch.Generator on the same
+        device, and returns as many images of the same shape.
+
+    coordinate_weight : float, default=0.0
+        Weight of the coordinate task: predicting from the embedding and local features the row and the column of a
+        location, and the offset of another one from it.
+
+    occlusion : bool, default=False
+        Whether a random block of each image is hidden from the embedding, but not from the local features.
+
     output_layer : {"embedding", "hidden", "features"}, default="embedding"
-        What `transform` returns: the embedding; the layer of 1024 units before it ("dcgan" only); or the last
-        convolution's map, flattened (for your own encoder, the features it returns). May be changed after `fit`.
+        What `transform` returns: the embedding; the hidden layer before it (of 1024 units, 4096 with "alexnet", none
+        with "stride1"); or the last convolution's map, flattened (for your own encoder, the features it returns). May
+        be changed after `fit`.
 
     max_epochs : int, default=20
         Passes over the images. 0 gives the untrained encoder, the control for what training brings.
@@ -140,8 +176,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     encoder_ : nn.Module
         The encoder, in evaluation mode. It takes standardised images.
     discriminators_ : dict
-        The critics "local" and "global" and the discriminator "prior", those whose weight is not 0. Only in the
-        process that trained them.
+        The critics "local" and "global", the discriminator "prior" and the predictor "coordinate", those whose weight
+        is not 0. Only in the process that trained them.
     net_ : skorch.NeuralNet
         The net that trained. Only in the process that trained it.
     image_shape_ : tuple of int
@@ -156,7 +192,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     n_iter_ : int
         Epochs trained.
     history_ : list of dict
-        One dict an epoch: "loss", each of its terms before weighting ("local", "global", "prior"),
+        One dict an epoch: "loss", each of its terms before weighting ("local", "global", "prior", "coordinate"),
         "prior_discriminator", "seconds" and "images_per_second"; with "infonce" and "dv" also "local_bound" and
         "global_bound", lower bounds of the mutual information in nats.
     loss_curve_ : list of float
@@ -172,12 +208,15 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     -----
     A pickle, and so a joblib file, holds parameters, history and the encoder's weights as NumPy arrays: what
     `transform` needs. An encoder instance of your own is a parameter and pickled with it, by torch's means.
-    `partial_fit` or `warm_start` on a loaded estimator go on from these weights with fresh discriminators.
+    `partial_fit` or `warm_start` on a loaded estimator go on from these weights with fresh discriminators. For
+    files that go to or come from strangers there are `save` and `load`.
 
     References
     ----------
     .. [1] R. D. Hjelm et al., "Learning deep representations by mutual information estimation and maximization",
        ICLR 2019, arXiv:1808.06670.
+    .. [2] I. Butakov et al., "Efficient distribution matching of representations via noise-injected Deep InfoMax",
+       arXiv:2410.06993.
 
     Examples
     --------
@@ -192,21 +231,28 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     net_: DIMNet
     history_: list[dict[str, float]]
     _layer_shapes: dict[str, Any]
+    _encoder_options: dict[str, bool]
     _built_for: tuple[Any, ...]
 
     _parameter_constraints: dict[str, list[Any]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "image_shape": [tuple, list, None],
         "data_format": [StrOptions({"auto", "channels_first", "channels_last"})],
-        "encoder": [StrOptions(set(ENCODERS)), nn.Module, type],
+        "encoder": [StrOptions(set(ENCODERS)), nn.Module, callable],
         "local_weight": [Interval(Real, 0, None, closed="left")],
         "global_weight": [Interval(Real, 0, None, closed="left")],
         "prior_weight": [Interval(Real, 0, None, closed="left")],
         "mi_estimator": [StrOptions(set(OBJECTIVES))],
         "discriminator": [StrOptions({"dot", "concat"})],
         "mi_units": [Interval(Integral, 1, None, closed="left")],
-        "negatives": [StrOptions({"batch", "roll", "shuffle"})],
+        "negatives": [StrOptions(set(NEGATIVES)), list, tuple, dict],
+        "local_samples": [Interval(Integral, 1, None, closed="left"), None],
         "prior": [StrOptions({"uniform", "normal"})],
+        "prior_matching": [StrOptions({"adversarial", "noise"})],
+        "multiple_globals": ["boolean"],
+        "augmentation": [StrOptions({"standard"}), callable, None],
+        "coordinate_weight": [Interval(Real, 0, None, closed="left")],
+        "occlusion": ["boolean"],
         "output_layer": [StrOptions({"embedding", "hidden", "features"})],
         "max_epochs": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 2, None, closed="left")],
@@ -226,15 +272,21 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         *,
         image_shape: tuple[int, int, int] | None = None,
         data_format: str = "auto",
-        encoder: str | nn.Module | type[nn.Module] = "dcgan",
+        encoder: str | nn.Module | Callable[..., nn.Module] = "dcgan",
         local_weight: float = 1.0,
         global_weight: float = 0.5,
         prior_weight: float = 0.1,
         mi_estimator: str = "infonce",
         discriminator: str = "dot",
         mi_units: int = 256,
-        negatives: str = "batch",
+        negatives: str | Sequence[str] | dict[str, str | Sequence[str]] = "batch",
+        local_samples: int | None = None,
         prior: str = "uniform",
+        prior_matching: str = "adversarial",
+        multiple_globals: bool = False,
+        augmentation: str | Augmentation | None = None,
+        coordinate_weight: float = 0.0,
+        occlusion: bool = False,
         output_layer: str = "embedding",
         max_epochs: int = 20,
         batch_size: int = 128,
@@ -258,7 +310,13 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.discriminator = discriminator
         self.mi_units = mi_units
         self.negatives = negatives
+        self.local_samples = local_samples
         self.prior = prior
+        self.prior_matching = prior_matching
+        self.multiple_globals = multiple_globals
+        self.augmentation = augmentation
+        self.coordinate_weight = coordinate_weight
+        self.occlusion = occlusion
         self.output_layer = output_layer
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -322,6 +380,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         FloatingPointError
             If training diverges. The estimator is then as it was.
         """
+        # scikit-learn's context checks them before the first call only.
+        self._validate_params()
         with self._unchanged_on_error():
             self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
         return self
@@ -375,11 +435,114 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.device_ = resolved
         return self
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to one safetensors file, for `load`.
+
+        The file holds what a pickle holds, parameters, history and the encoder's weights, in a format that opening
+        can't harm. It is written whole or not at all. `callbacks` and parameters that are objects, such as a
+        RandomState or an augmentation of your own, are not stored: `load` gives them their defaults. Of an encoder of
+        your own only the weights are.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, ".safetensors" by custom; one that is there is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` has not been called.
+        ValueError
+            If a parameter is unfit.
+        OSError
+            If the file cannot be written. One that was there is as it was.
+
+        Warns
+        -----
+        UserWarning
+            If parameters are not stored; it names them.
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        self._check_output_layer()
+        feature_names = getattr(self, "feature_names_in_", None)
+        model = FittedModel(
+            params=self.get_params(deep=False),
+            encoder=self.encoder_,
+            encoder_spec=self._encoder_spec,
+            encoder_options=self._encoder_options,
+            layer_shapes=self._layer_shapes,
+            image_shape=self.image_shape_,
+            mean=self.mean_,
+            std=self.std_,
+            trained_on_uint8=self._trained_on_uint8,
+            history=self.history_,
+            feature_names=None if feature_names is None else feature_names.tolist(),
+        )
+        save_model(path, type(self), model)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "auto", encoder: Any = None) -> Self:
+        """Read an estimator from a file that `save` wrote; the file may come from a stranger.
+
+        Nothing in the file is run, imported or unpickled, and no memory is spent that its own size does not pay for.
+        What the weights compute is up to who sent them.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+        device : str, default="auto"
+            Where to put the encoder: "auto", "cpu", "cuda" or "cuda:N".
+        encoder : nn.Module class, instance or callable, default=None
+            The encoder, where the estimator was fitted with your own; it must have the same structure, and be able
+            to run on torch's meta device. An instance is copied.
+
+        Returns
+        -------
+        DIMTransformer
+            The fitted transformer. It transforms to the bits of the one that was saved, on the same machine;
+            `partial_fit` and `warm_start` go on from its weights with fresh discriminators.
+
+        Raises
+        ------
+        skdim.persistence.InvalidFileError
+            A ValueError: if the file is damaged or is anything but what `save` wrote.
+        ValueError
+            If there is no such device.
+        OSError
+            If there is no such file, or it cannot be read.
+        """
+        resolved = resolve_device(device)
+        with private_rng(0, torch.device("cpu")):
+            model = load_model(path, cls, encoder)
+        dim = cls(**model.params)
+        dim.encoder_ = place(model.encoder, resolved)
+        dim.device_ = resolved
+        dim.image_shape_ = model.image_shape
+        dim.n_features_in_ = prod(model.image_shape)
+        if model.feature_names is not None:
+            dim.feature_names_in_ = np.array(model.feature_names, dtype=object)
+        dim.mean_, dim.std_ = model.mean, model.std
+        dim.history_ = model.history
+        dim.n_iter_ = len(dim.history_)
+        dim.loss_curve_ = [epoch["loss"] for epoch in dim.history_]
+        dim._layer_shapes = model.layer_shapes
+        dim._encoder_spec = model.encoder_spec
+        dim._encoder_options = model.encoder_options
+        dim._trained_on_uint8 = model.trained_on_uint8
+        return dim
+
     def _train(self, X: Any, *, go_on: bool, epochs: int, lr_schedule: str) -> None:
-        weights = {"local": self.local_weight, "global": self.global_weight, "prior": self.prior_weight}
-        if not any(weights.values()):
-            raise ValueError("local_weight, global_weight and prior_weight are all 0: there is nothing to train for.")
-        self._check_callbacks()
+        weights = {
+            "local": self.local_weight,
+            "global": self.global_weight,
+            "prior": self.prior_weight,
+            "coordinate": self.coordinate_weight,
+        }
+        check_weights(weights, self.prior_matching)
+        negatives = check_negatives(self.negatives, [name for name in ("local", "global") if weights[name]])
+        check_callbacks(self.callbacks, self.lr_schedule)
         device = resolve_device(self.device)
         if go_on:
             self._check_same_encoder()
@@ -391,9 +554,11 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         with limited_threads(images.shape, device):
             if not go_on:
                 self._start(images, encoder_seed)
-            self._make_net(weights, device, net_seed, keep=go_on)
+            standardize = Standardizer(self.mean_, self.std_, device)
+            augmentation = check_augmentation(self.augmentation, standardize(images.take(slice(2))))
+            self._make_net(weights, negatives, augmentation, device, net_seed, keep=go_on)
             self.net_.criterion_.weights = weights
-            batches = Batches(images, Standardizer(self.mean_, self.std_, device), self.batch_size, self.net_.generator)
+            batches = Batches(images, standardize, self.batch_size, self.net_.generator)
             with ExitStack() as stack:
                 if go_on:
                     stack.enter_context(self.net_.rolled_back_on_error())
@@ -406,15 +571,6 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.history_ = self.history_ + records
         self.n_iter_ = len(self.history_)
         self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
-
-    def _check_callbacks(self) -> None:
-        for entry in self.callbacks or ():
-            callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
-            is_class = isinstance(callback, type)
-            if not (issubclass(callback, Callback) if is_class else isinstance(callback, Callback)):
-                raise ValueError(f"callbacks must be a list of skorch.callbacks.Callback, got {entry!r} in it.")
-            if self.lr_schedule != "constant" and (callback is LRScheduler or isinstance(callback, LRScheduler)):
-                raise ValueError(f"LRScheduler in callbacks needs lr_schedule='constant', got {self.lr_schedule!r}.")
 
     def _check_finite_embeddings(self, images: Images) -> None:
         """Catch a last step that went wrong, which no loss saw any more."""
@@ -430,19 +586,32 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _start(self, images: Images, seed: int) -> None:
         """Set everything that a fit sets and going on keeps."""
         with private_rng(seed, torch.device("cpu")):
-            self.encoder_, self._layer_shapes = make_encoder(self.encoder, images.shape, self.n_components)
+            self.encoder_, self._layer_shapes = make_encoder(
+                self.encoder, images.shape, self.n_components, **self._get_encoder_options()
+            )
         self._check_output_layer()
         self._encoder_spec = self.encoder
+        self._encoder_options = self._get_encoder_options()
         self.image_shape_ = images.shape
         self.mean_, self.std_ = channel_statistics(images)
         self._trained_on_uint8 = images.array.dtype == np.uint8
         self.history_ = []
 
-    def _make_net(self, weights: dict[str, float], device: torch.device, seed: int, *, keep: bool) -> None:
+    def _make_net(
+        self,
+        weights: dict[str, float],
+        negatives: dict[str, tuple[str, ...]],
+        augmentation: Augmentation | None,
+        device: torch.device,
+        seed: int,
+        *,
+        keep: bool,
+    ) -> None:
         """Build discriminators, optimizers and net around the encoder; `keep` those there are, if they still serve."""
+        critics = (self.discriminator, self.mi_units, self.mi_estimator, negatives, self.local_samples)
+        prior = (self.prior, self.prior_matching, self.prior_weight if self.prior_matching == "noise" else None)
         terms = [name for name, weight in weights.items() if weight]
-        objective = (self.discriminator, self.mi_units, self.mi_estimator, self.negatives, self.prior)
-        built_for = (terms, objective, self.precision, self.compile, device)
+        built_for = (terms, critics, prior, augmentation, self.occlusion, self.precision, self.compile, device)
         if keep and hasattr(self, "net_") and built_for == self._built_for and device == self.device_:
             return
         if keep:
@@ -452,17 +621,23 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 UserWarning,
                 stacklevel=5,
             )
+        occlusion = None
+        if self.occlusion:
+            occlusion = Occlusion(*receptive_fields(self.encoder_.cpu(), self.image_shape_), device)
         with private_rng(seed, torch.device("cpu")):
             model = build_model(
                 self.encoder_,
                 self._layer_shapes["local"],
                 self.n_components,
-                terms=terms,
+                weights=weights,
                 discriminator=self.discriminator,
                 mi_units=self.mi_units,
                 mi_estimator=self.mi_estimator,
-                negatives=self.negatives,
+                negatives=negatives,
                 prior=self.prior,
+                prior_matching=self.prior_matching,
+                occlusion=occlusion,
+                local_samples=self.local_samples,
             )
         place(model, device)
         if self.compile:
@@ -471,6 +646,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             model,
             autocast_dtype=resolve_precision(self.precision, device),
             generator=torch.Generator(device).manual_seed(seed),
+            augmentation=augmentation,
         ).initialize()
         self.discriminators_ = model.discriminators
         self.device_ = device
@@ -485,6 +661,16 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 f"Training cannot go on: the fitted encoder is {self._encoder_spec!r} with n_components={width}, but "
                 f"the parameters now are encoder={self.encoder!r} and n_components={self.n_components}."
             )
+        if self._get_encoder_options() != self._encoder_options:
+            raise ValueError(
+                "Training cannot go on: multiple_globals, prior or prior_matching were changed since the encoder was "
+                "fitted, and call for another network."
+            )
+
+    def _get_encoder_options(self) -> dict[str, bool]:
+        """Name what the network depends on beside the encoder and its width."""
+        is_normal_by_noise = bool(self.prior_weight) and self.prior == "normal" and self.prior_matching == "noise"
+        return {"multiple_globals": self.multiple_globals, "standardized": is_normal_by_noise}
 
     def _check_images(self, X: Any, *, reset: bool) -> Images:
         shape = self.image_shape if reset else self.image_shape_
@@ -551,7 +737,12 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         super().__setstate__(state)
         if "encoder_" in state:
             with private_rng(0, torch.device("cpu")):
-                encoder, _ = make_encoder(self._encoder_spec, self.image_shape_, self._layer_shapes["embedding"][0])
+                encoder, _ = make_encoder(
+                    self._encoder_spec,
+                    self.image_shape_,
+                    self._layer_shapes["embedding"][0],
+                    **self._encoder_options,
+                )
             self.device_ = available_device(state["device_"])
             self.encoder_ = place(with_arrays(encoder, state["encoder_"]), self.device_)
 

@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 
 # scikit-learn skips its array API check without this; it is read when SciPy is first imported.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
@@ -22,3 +23,23 @@ def colour_images():
     X = rng.integers(0, 100, (60, 3, 12, 10), dtype=np.uint8)
     X[np.arange(60), y] += 100
     return X, y
+
+
+COUNTS = Counter()
+
+
+@pytest.fixture(scope="session")
+def counted():
+    """Add to a count that the summary of the tests prints: ``counted("files fuzzed", 300)``."""
+
+    def count(name, n=1):
+        COUNTS[name] += n
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    if COUNTS:
+        terminalreporter.write_line(
+            "skdim reliability: " + ", ".join(f"{name} {n:,}" for name, n in sorted(COUNTS.items()))
+        )

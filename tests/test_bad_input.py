@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
@@ -13,6 +17,9 @@ from skdim import DIMTransformer
 RNG = np.random.default_rng(0)
 ROWS = RNG.random((10, 16))
 IMAGES = RNG.integers(0, 256, (10, 3, 8, 8), dtype=np.uint8)
+
+LOOP: list = []
+LOOP.append(LOOP)
 
 
 def with_value(value, dtype=np.float64):
@@ -62,6 +69,34 @@ BAD_INPUTS = {
     "generator": ((row for row in ROWS), TypeError, "expects an array of images, got generator"),
     "string": ("images", TypeError, "expects an array of images, got str"),
     "meta tensor": (torch.zeros(10, 16, device="meta"), TypeError, "a tensor on the meta device"),
+    "list of meta tensors": ([torch.zeros(16, device="meta")] * 3, TypeError, "a tensor on the meta device"),
+    "sparse tensor": (
+        torch.eye(16).to_sparse(),
+        TypeError,
+        "expects a dense tensor, got a tensor that is torch.sparse_coo",
+    ),
+    "complex tensor": (torch.from_numpy(ROWS + 1j).conj(), ValueError, "Complex data not supported"),
+    "list of tensors of two sizes": ([torch.zeros(3), torch.zeros(4)], ValueError, "image 1 has shape (4,)"),
+    "beyond float32 everywhere": (np.full((10, 16), 1e308), ValueError, "too large for dtype('float32')"),
+    "beyond float64": (np.full((10, 16), np.longdouble("1e4000")), ValueError, "too large for dtype('float32')"),
+    "float16 NaN": (np.full((10, 16), np.nan, dtype=np.float16), ValueError, "Input X contains NaN."),
+    "time spans": (ROWS.astype("m8[s]"), TypeError, "expects numbers, got an array of dtype timedelta64[s]"),
+    "void": (np.zeros((10, 2), dtype="V8"), TypeError, "expects numbers, got an array of dtype |V8"),
+    "list of masked": ([np.ma.masked_less(ROWS[0], 0.5)] * 3, TypeError, "does not support masked arrays"),
+    "array of arrays": (
+        np.array([*ROWS, None], dtype=object)[:-1],
+        ValueError,
+        "setting an array element with a sequence",
+    ),
+    "a list in itself": (LOOP, ValueError, "exceed the maximum number of dimension"),
+    "empty list": ([], ValueError, "Expected 2D array, got 1D array instead"),
+    "list of empty lists": ([[], []], ValueError, "Found array with 0 feature(s) (shape=(2, 0))"),
+    "list of words": (["ab", "cd"], ValueError, "not compatible with arrays of bytes/strings"),
+    "list of None": ([None, None], ValueError, "Expected 2D array, got 1D array instead"),
+    "list of objects": ([object(), object()], TypeError, "must be a string or a real number, not 'object'"),
+    "range": (range(10), ValueError, "Expected 2D array, got 1D array instead"),
+    "map": (map(list, ROWS), TypeError, "expects an array of images, got map"),
+    "function": (len, TypeError, "must be a string or a real number, not 'builtin_function_or_method'"),
 }
 ONE_ROW = {
     "one row": (ROWS[:1], ValueError, "Found array with 1 sample(s) (shape=(1, 16)) while a minimum of 2"),
@@ -74,19 +109,40 @@ def refuses(call, X, error, message):
         call(X)
 
 
+class Tiny(nn.Module):
+    """An encoder whose state takes no time to compare."""
+
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(image_shape[0], 4, 1), nn.BatchNorm2d(4))
+        self.linear = nn.Linear(4, n_components)
+
+    def forward(self, images):
+        features = self.conv(images)
+        return self.linear(features.mean((2, 3))), features
+
+
+def tiny(X):
+    return DIMTransformer(n_components=4, encoder=Tiny, mi_units=4, max_epochs=1, random_state=0).fit(X)
+
+
 @pytest.fixture(scope="module")
 def fitted():
-    return DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(ROWS)
+    return tiny(ROWS)
 
 
 def state(dim):
-    """Everything the estimator holds, as bytes."""
-    return pickle.dumps(dim), {name: id(value) for name, value in vars(dim).items()}
+    """Everything the estimator holds, as bytes: what a pickle holds, and what trains."""
+    net = getattr(dim, "net_", None)
+    parts = [] if net is None else [net.module_, net.optimizer_, net.prior_optimizer_]
+    training = pickle.dumps([part.state_dict() for part in parts]), net and bytes(net.generator.get_state().numpy())
+    return pickle.dumps(dim), {name: id(value) for name, value in vars(dim).items()}, training
 
 
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])
 @pytest.mark.parametrize(("X", "error", "message"), (BAD_INPUTS | ONE_ROW).values(), ids=BAD_INPUTS | ONE_ROW)
-def test_fit_refuses_and_changes_nothing(X, error, message, method):
+def test_fit_refuses_and_changes_nothing(X, error, message, method, counted):
+    counted("bad inputs tried")
     dim = DIMTransformer(n_components=4, random_state=0)
     before = dict(vars(dim))
     refuses(getattr(dim, method), X, error, message)
@@ -95,7 +151,8 @@ def test_fit_refuses_and_changes_nothing(X, error, message, method):
 
 @pytest.mark.parametrize("method", ["fit", "partial_fit", "transform"])
 @pytest.mark.parametrize(("X", "error", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS)
-def test_a_fitted_estimator_refuses_and_changes_nothing(fitted, X, error, message, method):
+def test_a_fitted_estimator_refuses_and_changes_nothing(fitted, X, error, message, method, counted):
+    counted("bad inputs tried")
     before = state(fitted)
     if method == "fit" or (getattr(X, "shape", ())[1:] == ROWS.shape[1:] and "sample" not in message):
         refuses(getattr(fitted, method), X, error, message)
@@ -158,9 +215,58 @@ def test_rows_that_look_like_colour_images_are_warned_about():
     assert dim.image_shape_ == (1, 1, 192)
 
 
-def test_not_fitted():
+@pytest.mark.parametrize("method", ["transform", "to", "save", "get_feature_names_out"])
+def test_not_fitted(method):
     message = "This DIMTransformer instance is not fitted yet. Call 'fit' with appropriate arguments before using"
-    refuses(DIMTransformer().transform, ROWS, NotFittedError, message)
+    refuses(getattr(DIMTransformer(), method), ROWS, NotFittedError, message)
+
+
+def frames():
+    pandas = pytest.importorskip("pandas")
+    names = [f"pixel{i}" for i in range(16)]
+    numbers = pandas.DataFrame(ROWS, columns=names)
+    other = "The feature names should match those that were passed during fit"
+    return numbers, {
+        "renamed": (numbers.rename(columns={"pixel3": "pixel33"}), ValueError, other),
+        "reordered": (numbers[names[::-1]], ValueError, other),
+        "fewer": (numbers[names[:5]], ValueError, other),
+        "words": (numbers.astype({"pixel0": str}).replace({"pixel0": {str(ROWS[0, 0]): "a"}}), ValueError, "'a'"),
+        "missing": (numbers.astype("Float64").mask(numbers > 0.5), ValueError, "Input X contains NaN"),
+        "categories": (numbers.assign(pixel0=pandas.Categorical(["a"] * 10)), ValueError, "'a'"),
+        "dates": (numbers.astype({"pixel0": "datetime64[ns]"}), TypeError, "got a column of dtype datetime64[ns]"),
+        "spans": (numbers.astype({"pixel0": "timedelta64[ns]"}), TypeError, "got a column of dtype timedelta64[ns]"),
+        "complex": (numbers + 1j, ValueError, "Complex data not supported"),
+        "no rows": (numbers[:0], ValueError, "Found array with 0 sample(s)"),
+    }
+
+
+def test_bad_frames(counted):
+    good, bad = frames()
+    dim = tiny(good)
+    for name, (X, error, message) in bad.items():
+        for method in (dim.transform, dim.partial_fit):
+            counted("bad inputs tried")
+            before = state(dim)
+            refuses(method, X, error, message)
+            assert state(dim) == before, name
+    with pytest.warns(UserWarning, match="X does not have valid feature names"):
+        dim.transform(ROWS)
+
+
+@pytest.mark.parametrize("y", [np.zeros(3), ["a"] * 10, np.nan, "classes"])
+def test_y_is_ignored(fitted, y):
+    assert np.array_equal(clone(fitted).fit(ROWS, y).transform(ROWS), fitted.transform(ROWS))
+
+
+def test_an_estimator_of_images_refuses_and_changes_nothing(counted):
+    dim = tiny(IMAGES)
+    before = state(dim)
+    for name, (X, _, _) in BAD_INPUTS.items():
+        for method in (dim.partial_fit, dim.transform):
+            counted("bad inputs tried")
+            with pytest.raises((TypeError, ValueError)):
+                method(X)
+            assert state(dim) == before, name
 
 
 @pytest.mark.parametrize(
@@ -178,6 +284,12 @@ def test_not_fitted():
         ("mi_units", 0),
         ("negatives", "all"),
         ("prior", "laplace"),
+        ("prior_matching", "mmd"),
+        ("local_samples", 0),
+        ("multiple_globals", 2),
+        ("augmentation", "weak"),
+        ("coordinate_weight", -0.1),
+        ("occlusion", "yes"),
         ("output_layer", "conv"),
         ("max_epochs", -1),
         ("batch_size", 1),
@@ -199,18 +311,24 @@ def test_not_fitted():
         ("image_shape", 4),
     ],
 )
-def test_bad_parameters_are_named_at_fit_and_nowhere_else(parameter, value):
-    dim = DIMTransformer().set_params(**{parameter: value})
-    before = dict(vars(dim))
-    with pytest.raises(ValueError, match=f"{parameter}|Seed must be") as caught:
-        dim.fit(ROWS)
-    assert repr(value) in str(caught.value) or value == -1
-    assert vars(dim) == before
+def test_bad_parameters_are_named_at_fit_and_nowhere_else(fitted, parameter, value, counted):
+    for dim in (DIMTransformer(), pickle.loads(pickle.dumps(fitted))):
+        dim.set_params(**{parameter: value})
+        # What was fitted has its shape and its encoder: messages about going on come first.
+        methods = (dim.fit, dim.partial_fit) if parameter != "image_shape" or dim.n_components == 64 else (dim.fit,)
+        for method in methods:
+            counted("bad inputs tried")
+            before = dict(vars(dim))
+            with pytest.raises(ValueError, match=f"{parameter}|Seed must be") as caught:
+                method(ROWS)
+            assert repr(value) in str(caught.value) or value == -1
+            assert vars(dim) == before
 
 
 def test_all_weights_zero():
     dim = DIMTransformer(local_weight=0, global_weight=0, prior_weight=0)
-    refuses(dim.fit, ROWS, ValueError, "local_weight, global_weight and prior_weight are all 0")
+    message = "local_weight, global_weight, prior_weight and coordinate_weight are all 0"
+    refuses(dim.fit, ROWS, ValueError, message)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -281,6 +399,15 @@ GOOD_INPUTS = {
     "denormal": ROWS * 1e-42,
     "huge": ROWS * 1e30,
     "largest": ROWS * np.finfo(np.float32).max * 2 - np.finfo(np.float32).max,
+    "int64": (ROWS * 1e18).astype(np.int64),
+    "uint64": (ROWS * 1e19).astype(np.uint64),
+    "broadcast": np.broadcast_to(ROWS[0], (10, 16)),
+    "tuple of tuples": tuple(map(tuple, ROWS)),
+    "buffer": memoryview(ROWS),
+    "8-bit float tensor": torch.from_numpy(ROWS).to(torch.float8_e4m3fn),
+    "lazily negated tensor": torch.from_numpy(1j * ROWS).conj().imag,
+    "arrays and tensors": [ROWS[0], torch.from_numpy(ROWS[1]).requires_grad_()],
+    "in order of class": np.repeat(ROWS[:2], 5, axis=0),
     "identical rows": np.tile(ROWS[:1], (10, 1)),
     "two rows": ROWS[:2],
     "list": ROWS.tolist(),
@@ -334,6 +461,137 @@ def test_memory_layout_does_not_matter(X, same, recwarn):
     assert np.array_equal(dim.fit_transform(same(X)), expected)
     assert np.array_equal(X, before)
     assert not [w for w in recwarn if "writable" in str(w.message)]
+
+
+def test_a_memory_map_and_a_list_of_pictures(tmp_path, fitted):
+    pillow = pytest.importorskip("PIL.Image")
+    np.save(tmp_path / "X.npy", ROWS)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    assert np.array_equal(fitted.transform(mapped), fitted.transform(ROWS))
+    images = IMAGES.transpose(0, 2, 3, 1)
+    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0)
+    pictures = [pillow.fromarray(image) for image in images]
+    assert np.array_equal(dim.fit_transform(pictures), dim.fit_transform(images))
+
+
+# Arrays of any shape, dtype, byte order and memory layout.
+
+DTYPES = st.one_of(
+    npst.boolean_dtypes(),
+    npst.integer_dtypes(endianness="?"),
+    npst.unsigned_integer_dtypes(endianness="?"),
+    npst.floating_dtypes(endianness="?", sizes=(16, 32, 64)),
+    npst.complex_number_dtypes(endianness="?", sizes=(64, 128)),
+    npst.datetime64_dtypes(endianness="?"),
+    npst.timedelta64_dtypes(endianness="?"),
+    npst.byte_string_dtypes(endianness="?", max_len=4),
+    npst.unicode_string_dtypes(endianness="?", max_len=4),
+    npst.nested_dtypes(max_itemsize=16),
+)
+
+
+@st.composite
+def layouts(draw, X):
+    """Give an array's values another memory layout, or fewer of them in one."""
+    X = X.transpose(draw(st.permutations(range(X.ndim))))
+    for axis in range(X.ndim):
+        step = draw(st.sampled_from([1, 1, -1, 2, -2]))
+        X = X[(slice(None),) * axis + (slice(None, None, step),)]
+    if draw(st.booleans()):
+        X = np.asfortranarray(X)
+    if draw(st.booleans()):
+        X = X.view()
+        X.flags.writeable = False
+    return X
+
+
+@st.composite
+def any_array(draw):
+    # The shape of the fitted rows, which the values decide about, or any.
+    shape = draw(st.just((3, 16)) | npst.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=6))
+    return draw(layouts(draw(npst.arrays(DTYPES, shape))))
+
+
+@st.composite
+def numbers(draw):
+    """Draw numbers in the shapes that the estimators below are fitted on, all of them sound."""
+    shape = draw(st.sampled_from([(4, 16), (2, 3, 4, 5)]))
+    dtype = draw(st.sampled_from(list("BbhHiIlLfdg?e")))
+    elements = st.floats(-1e4, 1e4, width=16) if dtype in "fdge" else None
+    X = draw(npst.arrays(np.dtype(dtype).newbyteorder(draw(st.sampled_from("<>"))), shape, elements=elements))
+    padded = np.repeat(np.repeat(X, 2, axis=0), 2, axis=-1)
+    return draw(st.sampled_from([X, X.copy("F"), padded[::2, ..., ::2], X[::-1].copy()[::-1], np.array(X, subok=True)]))
+
+
+def examples(n):
+    return settings(max_examples=n, deadline=None, derandomize=True, database=None)
+
+
+N_EXAMPLES = [60, pytest.param(3000, marks=pytest.mark.slow)]
+
+
+def refusal(method, X):
+    """Return what a method raises, or None."""
+    try:
+        method(X)
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("n_examples", N_EXAMPLES)
+def test_any_array_is_computed_with_or_refused(n_examples, counted):
+    fitted = {"rows": tiny(ROWS), "images": tiny(IMAGES)}
+
+    @examples(n_examples)
+    @given(any_array())
+    def check(X):
+        new = DIMTransformer(n_components=4, mi_units=4, max_epochs=1, random_state=0)
+        for dim in (new, *fitted.values()):
+            for method in (dim.fit,) if dim is new else (dim.partial_fit, dim.transform):
+                before = state(dim)
+                error = refusal(method, X)
+                if error is None:
+                    Z = dim.transform(X)
+                    assert Z.shape == (len(X), 4)
+                    assert Z.dtype == np.float32
+                    assert np.isfinite(Z).all()
+                else:
+                    counted("bad inputs tried")
+                    assert isinstance(error, TypeError | ValueError)
+                    assert "torch" not in [
+                        call.tb_frame.f_globals["__name__"].split(".")[0] for call in calls_of(error)
+                    ]
+                    assert state(dim) == before
+
+    check()
+
+
+def calls_of(error):
+    traceback = error.__traceback__
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("n_examples", N_EXAMPLES)
+def test_only_the_values_of_an_array_count(n_examples):
+    @examples(n_examples)
+    @given(numbers())
+    def check(X):
+        before = X.tobytes()
+        plain = np.array(X, dtype=np.uint8 if X.dtype == np.uint8 else np.float32, order="C")
+        dims = [
+            DIMTransformer(n_components=2, max_epochs=0, random_state=0, data_format="channels_first") for _ in "ab"
+        ]
+        assert np.array_equal(dims[0].fit_transform(X), dims[1].fit_transform(plain))
+        assert np.array_equal(dims[0].mean_, dims[1].mean_)
+        assert np.array_equal(dims[0].std_, dims[1].std_)
+        assert X.tobytes() == before
+
+    check()
 
 
 def test_uint8_and_the_same_images_scaled_to_one_agree():

@@ -13,6 +13,7 @@ from skdim.discriminators import (
     LocalConcatCritic,
     LocalDotCritic,
     PriorDiscriminator,
+    PriorNoise,
 )
 from skdim.encoders import DCGANEncoder
 from skdim.model import InfoMaxModel, build_model, contrast
@@ -26,6 +27,11 @@ CRITICS = {
 }
 NEGATIVES = ["batch", "roll", "shuffle"]
 FEATURE_SHAPE, N_COMPONENTS, N_UNITS = (3, 3, 2), 4, 5
+
+
+def contrast_images(critic, objective, features, embedding, negatives, generator):
+    maps, vectors = critic.encode(features, embedding)
+    return contrast(critic, objective, maps, vectors[:, None], negatives, generator)
 
 
 def seeded(seed=0):
@@ -45,7 +51,7 @@ class PairCritic(Critic):
         raise NotImplementedError
 
     def score(self, maps, vectors):
-        return self.pair(maps[..., 0], vectors)
+        return self.pair(maps[:, None, :, 0], vectors)
 
     def score_all(self, maps, vectors):
         return self.pair(maps[None, ..., 0], vectors[:, None])
@@ -81,7 +87,7 @@ def drawn_pairs(n_images, n_locations, negatives, generator):
         seen["positive"] += scores.tolist()
         return scores.sum()
 
-    contrast(CodeCritic(), Objective(reduce, loss), *identities(n_images, n_locations), negatives, generator)
+    contrast_images(CodeCritic(), Objective(reduce, loss), *identities(n_images, n_locations), negatives, generator)
 
     def decode(rows):
         codes = [[int(code) for code in row if code != -math.inf] for row in rows]
@@ -174,7 +180,7 @@ def gradients(loss, critic, features, embedding):
 @pytest.mark.parametrize("critic_name", CRITICS)
 def test_contrast_equals_loops_over_images_and_pairs(critic_name, objective, negatives, n_images):
     critic, features, embedding = make_batch(critic_name, n_images)
-    loss = contrast(critic, OBJECTIVES[objective], features, embedding, negatives, seeded())[0]
+    loss = contrast_images(critic, OBJECTIVES[objective], features, embedding, negatives, seeded())[0]
     expected = loss_by_loops(critic, objective, features, embedding, images_of_negatives(n_images, negatives))
     assert loss.shape == ()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
@@ -232,7 +238,9 @@ def test_own_image_never_stands_among_the_negatives(n_images, negatives, limit, 
     expected = {"infonce": 0.0, "jsd": math.log(2), "dv": -1e4}
     for seed in range(5):
         for name, value in expected.items():
-            loss = contrast(OwnImageCritic(), OBJECTIVES[name], *identities(n_images, 4), negatives, seeded(seed))[0]
+            loss = contrast_images(
+                OwnImageCritic(), OBJECTIVES[name], *identities(n_images, 4), negatives, seeded(seed)
+            )[0]
             assert loss.item() == pytest.approx(value, abs=1e-6)
 
 
@@ -244,10 +252,10 @@ def test_own_image_never_stands_among_the_negatives(n_images, negatives, limit, 
 @pytest.mark.parametrize("critic_name", CRITICS)
 def test_chunks_change_neither_loss_nor_gradients(critic_name, objective, limit, monkeypatch):
     critic, features, embedding = make_batch(critic_name, n_images=5)
-    whole = contrast(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())[0]
+    whole = contrast_images(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())[0]
     whole_gradients = gradients(whole, critic, features, embedding)
     monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", limit)
-    chunked = contrast(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())[0]
+    chunked = contrast_images(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())[0]
     torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
     chunked_gradients = gradients(chunked, critic, features, embedding)
     for value, expected in zip(chunked_gradients, whole_gradients, strict=True):
@@ -258,9 +266,9 @@ def test_chunks_change_neither_loss_nor_gradients(critic_name, objective, limit,
 def test_chunks_work_without_gradients(critic_name, monkeypatch):
     critic, features, embedding = make_batch(critic_name, n_images=5, dtype=torch.float32)
     with torch.no_grad():
-        whole = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
+        whole = contrast_images(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
         monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", 1)
-        chunked = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
+        chunked = contrast_images(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
     torch.testing.assert_close(chunked, whole)
 
 
@@ -277,7 +285,7 @@ def test_chunks_are_as_large_as_the_limit_allows_and_are_not_kept(critic_name, n
         return score_all(maps, vectors)
 
     monkeypatch.setattr(critic, "score_all", watched)
-    loss = contrast(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
+    loss = contrast_images(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
     assert rows == [2, 2, 1]
     loss.backward()
     assert sorted(rows) == [1, 1, 2, 2, 2, 2]
@@ -300,10 +308,16 @@ def build(terms, **options):
         "mi_estimator": "infonce",
         "negatives": "batch",
         "prior": "uniform",
+        "prior_matching": "adversarial",
+        "occlusion": None,
+        "local_samples": None,
     } | options
     torch.manual_seed(0)
     encoder = DCGANEncoder((1, 16, 16), N_COMPONENTS)
-    return build_model(encoder, (64, 8, 8), N_COMPONENTS, terms=terms, **options)
+    weights = {name: float(name in terms) for name in ("local", "global", "prior", "coordinate")}
+    if isinstance(options["negatives"], str):
+        options["negatives"] = dict.fromkeys(("local", "global"), (options["negatives"],))
+    return build_model(encoder, (64, 8, 8), N_COMPONENTS, weights=weights, **options)
 
 
 @pytest.mark.parametrize("discriminator", ["dot", "concat"])
@@ -311,14 +325,116 @@ def build(terms, **options):
 def test_model_returns_the_term_of_each_critic(discriminator, negatives):
     model = build({"local", "global", "prior"}, discriminator=discriminator, negatives=negatives)
     images = torch.tensor(np.random.default_rng(0).standard_normal((4, 1, 16, 16)), dtype=torch.float32)
-    terms, _bounds, embedding = model(images, seeded())
+    terms, _bounds, embedding = model([images], seeded())
     expected_embedding, features = model.encoder(images)
     torch.testing.assert_close(embedding, expected_embedding)
     assert set(terms) == {"local", "global"}
     generator = seeded()
     for name, critic in model.critics.items():
-        expected = contrast(critic, OBJECTIVES["infonce"], features, embedding, negatives, generator)[0]
+        expected = contrast_images(critic, OBJECTIVES["infonce"], features, embedding, negatives, generator)[0]
         torch.testing.assert_close(terms[name], expected)
+
+
+def colour_batch(n_images, seed=0):
+    return torch.tensor(np.random.default_rng(seed).standard_normal((n_images, 1, 16, 16)), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_of_two_views_features_of_each_meet_the_embeddings_of_the_other(negatives):
+    model = build({"local", "global"}, negatives=negatives)
+    views = [colour_batch(4, seed) for seed in range(2)]
+    terms, _bounds, embedding = model(views, seeded())
+    both, features = model.encoder(torch.cat(views))
+    torch.testing.assert_close(embedding, both)
+    generator = seeded()
+    for name, critic in model.critics.items():
+        maps, vectors = critic.encode(features, both)
+        ways = [
+            contrast(critic, OBJECTIVES["infonce"], maps[:4], vectors[4:, None], negatives, generator)[0],
+            contrast(critic, OBJECTIVES["infonce"], maps[4:], vectors[:4, None], negatives, generator)[0],
+        ]
+        torch.testing.assert_close(terms[name], sum(ways) / 2)
+
+
+def test_several_schemes_of_negatives_are_averaged_for_each_critic():
+    schemes = {"local": ("batch", "roll"), "global": ("roll",)}
+    model = build({"local", "global"}, negatives=schemes)
+    single = {scheme: build({"local", "global"}, negatives=scheme) for scheme in ("batch", "roll")}
+    images = colour_batch(4)
+    terms, bounds, _ = model([images], seeded())
+    alone = {scheme: other([images], seeded()) for scheme, other in single.items()}
+    for kind, values in enumerate((terms, bounds)):
+        local, glob = ("local", "global") if kind == 0 else ("local_bound", "global_bound")
+        mean = (alone["batch"][kind][local] + alone["roll"][kind][local]) / 2
+        torch.testing.assert_close(values[local], mean)
+        torch.testing.assert_close(values[glob], alone["roll"][kind][glob])
+
+
+class MapEncoder(nn.Module):
+    """Four embeddings an image, each seen in one quarter of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.local = nn.Conv2d(1, 3, 4, stride=4)
+        self.embed = nn.Conv2d(3, N_COMPONENTS, 2, stride=2)
+
+    def forward(self, images):
+        features = self.local(images)
+        return self.embed(features), features
+
+
+@pytest.mark.parametrize("limit", [None, 100])
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("critic_name", CRITICS)
+def test_several_embeddings_an_image_are_each_told_from_other_images(critic_name, negatives, limit, monkeypatch):
+    if limit is not None:
+        monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", limit)
+    torch.manual_seed(0)
+    critic = CRITICS[critic_name]((3, 4, 4), N_COMPONENTS, N_UNITS).double()
+    name = critic_name.split("-")[0]
+    model = InfoMaxModel(
+        MapEncoder().double(), {name: critic}, OBJECTIVES["infonce"], negatives={name: (negatives,)}
+    ).eval()
+    images = colour_batch(4).double()
+    terms, _, embedding = model([images], seeded())
+    maps_of, features = model.encoder(images)
+    vectors = maps_of.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(embedding, vectors.flatten(0, 1))
+    # One embedding an image at a time, the others left out, gives the mean over embeddings.
+    losses = [
+        contrast_images(critic, OBJECTIVES["infonce"], features, vectors[:, g], negatives, seeded())[0]
+        for g in range(4)
+    ]
+    torch.testing.assert_close(terms[name], sum(losses) / 4)
+
+
+def test_sampled_locations_are_distinct_ones_of_the_same_image():
+    model = build({"local"}, local_samples=5)
+    codes = (100 * torch.arange(6)[:, None] + torch.arange(64)).float().view(6, 1, 8, 8)
+    features = torch.cat([codes, -codes], dim=1)
+    generator = seeded()
+    draws = [model._sample_locations(features, generator) for _ in range(200)]
+    for sampled in draws[:5]:
+        assert sampled.shape == (6, 2, 5, 1)
+        assert torch.equal(sampled[:, 1], -sampled[:, 0])
+        for i, row in enumerate(sampled[:, 0, :, 0].tolist()):
+            assert len(set(row)) == 5
+            assert all(value // 100 == i for value in row)
+    counts = np.bincount((torch.stack(draws)[:, :, 0].flatten().long() % 100).numpy(), minlength=64)
+    expected = 200 * 6 * 5 / 64
+    assert np.abs(counts - expected).max() < 5 * math.sqrt(expected)
+
+
+def test_sampled_locations_estimate_the_loss_of_all():
+    images = colour_batch(6)
+    model = build({"local"}, local_samples=16, mi_estimator="jsd").eval()
+    every = build({"local"}, mi_estimator="jsd").eval()
+    with torch.no_grad():
+        expected = every([images], seeded())[0]["local"].item()
+        generator = seeded()
+        estimates = np.array([model([images], generator)[0]["local"].item() for _ in range(60)])
+    assert estimates.std() > 0
+    assert estimates.mean() == pytest.approx(expected, abs=4 * estimates.std() / math.sqrt(60))
 
 
 @pytest.mark.parametrize("left_out", ["local", "global", "prior"])
@@ -339,7 +455,7 @@ class RecordingPrior(PriorDiscriminator):
 
 
 def prior_model(prior):
-    return InfoMaxModel(nn.Identity(), {}, prior, OBJECTIVES["jsd"], "batch")
+    return InfoMaxModel(nn.Identity(), {}, OBJECTIVES["jsd"], negatives={}, prior=prior)
 
 
 def test_prior_discriminator_sees_uniform_samples_and_squashed_embeddings():
@@ -413,6 +529,49 @@ def test_gradcheck_of_the_chunked_loss(monkeypatch, mi_estimator, negatives):
 
     def loss(features, embedding):
         generator = torch.Generator().manual_seed(0)
-        return contrast(critic, OBJECTIVES[mi_estimator], features, embedding, negatives, generator)[0]
+        return contrast_images(critic, OBJECTIVES[mi_estimator], features, embedding, negatives, generator)[0]
 
     assert torch.autograd.gradcheck(loss, (features, embedding))
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("critic_name", ["local-concat", "global-concat"])
+def test_gradcheck_of_concat_critics(critic_name, chunked, monkeypatch):
+    if chunked:
+        monkeypatch.setattr("skdim.model.MAX_PAIR_ELEMENTS", 1)
+    critic, features, embedding = make_batch(critic_name, n_images=3)
+
+    def loss(features, embedding):
+        return contrast_images(critic, OBJECTIVES["jsd"], features, embedding, "batch", seeded())[0]
+
+    assert torch.autograd.gradcheck(loss, (features, embedding))
+
+
+# Prior by noise
+
+
+@pytest.mark.parametrize("prior", ["uniform", "normal"])
+def test_prior_noise_has_the_distribution_and_the_share_that_it_says(prior):
+    embedding = torch.zeros(20_000, 2)
+    noisy = PriorNoise(prior, 0.5)(embedding, seeded()).numpy()
+    # On the prior's own scale of unit variance.
+    assert noisy.mean() == pytest.approx(0, abs=0.01)
+    assert noisy.std() == pytest.approx(0.5, rel=0.02)
+    kurtosis = (noisy**4).mean() / (noisy**2).mean() ** 2
+    assert kurtosis == pytest.approx({"uniform": 1.8, "normal": 3.0}[prior], rel=0.05)
+
+
+def test_uniform_prior_noise_squashes_the_embedding():
+    embedding = torch.tensor([[-100.0, 0.0, 100.0]])
+    squashed = PriorNoise("uniform", 1e-9)(embedding, seeded())
+    torch.testing.assert_close(squashed, torch.tensor([[-1.0, 0.0, 1.0]]) * 3**0.5)
+
+
+def test_critics_see_the_noise_and_so_the_encoder_is_not_its_own_adversary():
+    images = colour_batch(4)
+    quiet, noisy = (build({"local", *extra}, prior_matching="noise") for extra in ((), ("prior",)))
+    assert noisy.prior is None
+    assert set(noisy.discriminators) == {"local"}
+    terms = [model([images], seeded())[0]["local"] for model in (quiet, noisy)]
+    assert set(noisy([images], seeded())[0]) == {"local"}
+    assert not torch.allclose(*terms)

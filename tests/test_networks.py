@@ -394,7 +394,17 @@ def test_diagonal_of_score_all_is_score(critic_class):
     critic = make_critic(critic_class)
     maps, vectors = critic.encode(*make_pairs(n_images=4))
     diagonal = critic.score_all(maps, vectors)[range(4), range(4)]
-    torch.testing.assert_close(diagonal, critic.score(maps, vectors), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(diagonal, critic.score(maps, vectors[:, None])[:, 0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("critic_class", CRITICS)
+def test_several_embeddings_an_image_are_scored_one_by_one(critic_class):
+    critic = make_critic(critic_class)
+    features, embedding = make_pairs(n_images=4)
+    maps, vectors = critic.encode(features, torch.cat([embedding, embedding.flip(0)]))
+    scores = critic.score(maps, torch.stack(vectors.chunk(2), dim=1))
+    for i, one_each in enumerate(vectors.chunk(2)):
+        torch.testing.assert_close(scores[:, i], critic.score(maps, one_each[:, None])[:, 0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("critic_class", DOT_CRITICS)
@@ -402,7 +412,7 @@ def test_dot_score_is_the_dot_product_over_the_root_of_the_width(critic_class):
     critic = make_critic(critic_class)
     with torch.no_grad():
         maps, vectors = critic.encode(*make_pairs())
-        scores = critic.score(maps, vectors).numpy()
+        scores = critic.score(maps, vectors[:, None])[:, 0].numpy()
     expected = [
         [sum(map_i[k] * vector_i[k] for k in range(6)) / math.sqrt(6) for map_i in maps_i]
         for maps_i, vector_i in zip(maps.numpy(), vectors.numpy(), strict=True)
@@ -445,7 +455,7 @@ def test_critics_leave_their_inputs_alone(critic_class):
         critic = make_critic(critic_class)
         maps, vectors = critic.encode(features, embedding)
         kept = maps.clone(), vectors.clone()
-        critic.score(maps, vectors)
+        critic.score(maps, vectors[:, None])
         critic.score_all(maps, vectors)
     for value, expected in zip((features, embedding, maps, vectors), (*before, *kept), strict=True):
         assert torch.equal(value, expected)

@@ -1,0 +1,88 @@
+"""Checks of parameters that go beyond types and ranges, before any work."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from skorch.callbacks import Callback, LRScheduler
+
+from skdim.model import NEGATIVES
+
+__all__ = ["check_callbacks", "check_negatives", "check_weights"]
+
+
+def check_weights(weights: Mapping[str, float], prior_matching: str) -> None:
+    """Check that there is something to train for.
+
+    Parameters
+    ----------
+    weights : mapping of str to float
+        Weight of "local", "global", "prior" and "coordinate".
+    prior_matching : {"adversarial", "noise"}
+        Whether the prior has a loss of its own.
+
+    Raises
+    ------
+    ValueError
+        If every loss has a weight of 0.
+    """
+    names = [name for name in weights if name != "prior" or prior_matching == "adversarial"]
+    if not any(weights[name] for name in names):
+        listed = ", ".join(f"{name}_weight" for name in names[:-1]) + f" and {names[-1]}_weight"
+        why = "" if "prior" in names else ", and prior_matching='noise' works through the others only"
+        raise ValueError(f"{listed} are all 0{why}: there is nothing to train for.")
+
+
+def check_negatives(negatives: Any, critics: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Bring the parameter `negatives` to one form.
+
+    Parameters
+    ----------
+    negatives : str, sequence of str, or dict of these
+        As in `DIMTransformer`.
+    critics : iterable of str
+        The critics that are trained, of "local" and "global".
+
+    Returns
+    -------
+    dict
+        The schemes of each critic that is trained.
+
+    Raises
+    ------
+    ValueError
+        If there is an unknown scheme, or a dict names other critics.
+    """
+    by_critic = dict(negatives) if isinstance(negatives, Mapping) else dict.fromkeys(("local", "global"), negatives)
+    if not set(critics) <= set(by_critic) <= {"local", "global"}:
+        raise ValueError(f"negatives as a dict must name the critics {sorted(critics)}, got {negatives!r}.")
+    schemes = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in by_critic.items()}
+    if not all(value and set(value) <= set(NEGATIVES) for value in schemes.values()):
+        raise ValueError(
+            f"negatives must be one of {list(NEGATIVES)}, a sequence of them, or a dict of these for 'local' and "
+            f"'global', got {negatives!r}."
+        )
+    return {name: schemes[name] for name in critics}
+
+
+def check_callbacks(callbacks: Any, lr_schedule: str) -> None:
+    """Check that callbacks are skorch's, and that no two schedules set the learning rate.
+
+    Parameters
+    ----------
+    callbacks : sequence or None
+        As in `DIMTransformer`.
+    lr_schedule : {"one_cycle", "constant"}
+        As in `DIMTransformer`.
+
+    Raises
+    ------
+    ValueError
+        If they are not.
+    """
+    for entry in callbacks or ():
+        callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        is_class = isinstance(callback, type)
+        if not (issubclass(callback, Callback) if is_class else isinstance(callback, Callback)):
+            raise ValueError(f"callbacks must be a list of skorch.callbacks.Callback, got {entry!r} in it.")
+        if lr_schedule != "constant" and (callback is LRScheduler or isinstance(callback, LRScheduler)):
+            raise ValueError(f"LRScheduler in callbacks needs lr_schedule='constant', got {lr_schedule!r}.")
