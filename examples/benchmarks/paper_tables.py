@@ -1,0 +1,266 @@
+"""Rows of the paper's CIFAR-10 tables, measured here, beside the paper's own figures.
+
+    python examples/benchmarks/paper_tables.py cifar10.npz --budget 20ep --seeds 0 1 2
+    python examples/benchmarks/paper_tables.py cifar10.npz --budget 300s --rows "DIM(L) InfoNCE"
+    python examples/benchmarks/paper_tables.py --print
+
+Each row is trained without labels on the first n-train images; a linear SVM and the paper's MLP are fitted on their
+labels for each layer and measured on the last 10,000 images of the file, which nothing here trains or tunes on. The
+parameters of a row are those of its objective; the others are DIMTransformer's defaults, for budgets far below the
+paper's 1000 epochs. --set changes any of them, so the paper's own training is
+
+    --budget 1000ep --set mi_units=2048 batch_size=64 lr=1e-4 lr_schedule=constant
+
+Results are appended to a CSV file. What is in it already, with the same settings, seed and data, is not measured again:
+a long table is built in pieces, and goes on after an interruption. --print shows all of it, as means over the seeds and
+their standard deviation.
+"""
+
+import argparse
+import ast
+import csv
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import sklearn
+import skorch
+import torch
+from cifar10 import N_TEST, load_cifar10
+from machine import describe_machine
+
+import skdim
+from skdim import DIMTransformer
+from skdim.evaluation import (
+    LinearProbe,
+    MLPProbe,
+    mutual_information_bound,
+    reconstruction_ms_ssim,
+    total_correlation_bound,
+)
+
+LAYERS = ("features", "hidden", "embedding")
+GLOBAL = {"local_weight": 0.0, "global_weight": 1.0, "prior_weight": 1.0}
+LOCAL = {"local_weight": 1.0, "global_weight": 0.0, "prior_weight": 0.1}
+BOTH = {"local_weight": 0.1, "global_weight": 0.5, "prior_weight": 0.1}
+
+ROWS = {"untrained": {"max_epochs": 0}}
+ROWS |= {
+    f"{name} {title}": weights | {"mi_estimator": mi_estimator}
+    for name, weights in (("DIM(G)", GLOBAL), ("DIM(L)", LOCAL), ("DIM(L+G)", BOTH))
+    for title, mi_estimator in (("DV", "dv"), ("JSD", "jsd"), ("InfoNCE", "infonce"))
+}
+ROWS |= {
+    f"DIM(L) InfoNCE {title}": LOCAL | {"mi_estimator": "infonce"} | tasks
+    for title, tasks in (
+        ("+ coordinates", {"coordinate_weight": 1.0}),
+        ("+ occlusion", {"occlusion": True}),
+        ("+ both", {"coordinate_weight": 1.0, "occlusion": True}),
+    )
+}
+
+# In percent, for features ("conv"), hidden ("fc") and embedding ("y"). The SVM's and DIM(G)'s estimator is not stated.
+PAPER_MLP = {
+    "DIM(G) JSD": (52.20, 52.84, 43.17),
+    "DIM(L) DV": (72.66, 70.60, 64.71),
+    "DIM(L) JSD": (73.25, 73.62, 66.96),
+    "DIM(L) InfoNCE": (75.21, 75.57, 69.13),
+    "DIM(L) InfoNCE + coordinates": (77.28, 73.89, 71.56),
+    "DIM(L) InfoNCE + occlusion": (76.77, 74.45, 72.87),
+    "DIM(L) InfoNCE + both": (77.27, 75.15, 73.99),
+}
+PAPER_SVM = {
+    "DIM(G) JSD": (46.80, 28.79, 29.08),
+    "DIM(L+G) JSD": (57.55, 45.56, 18.63),
+    "DIM(L) JSD": (63.25, 54.06, 49.62),
+}
+# MS-SSIM of reconstructions, MINE and NDM, from the embedding.
+PAPER_INFORMATION = {
+    "DIM(G) JSD": (0.49, 49.6, 0.35),
+    "DIM(L+G) JSD": (0.53, 101.7, 0.50),
+    "DIM(L) JSD": (0.37, 45.1, 0.18),
+}
+
+# What makes two measurements the same.
+KEY = ("row", "settings", "budget", "data", "n_train", "information", "seed")
+MEASURES = (
+    *(f"svm_{layer}" for layer in LAYERS),
+    *(f"mlp_{layer}" for layer in LAYERS),
+    *("ms_ssim", "mine", "ndm"),
+)
+FIELDS = (*KEY, "epochs", "training_seconds", "evaluation_seconds", *MEASURES, "machine", "versions")
+VERSIONS = " ".join(f"{package.__name__} {package.__version__}" for package in (skdim, sklearn, skorch, torch))
+
+
+def assignment(text):
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def budget(text):
+    if not (text.endswith("ep") and text[:-2].isdigit()) and not (text.endswith("s") and text[:-1].isdigit()):
+        raise argparse.ArgumentTypeError(f"must be epochs, as 20ep, or seconds of training, as 300s; got {text!r}")
+    return text
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", nargs="?", help="file with the images, or 'openml'")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="(default all)")
+    parser.add_argument("--budget", type=budget, default="20ep", help="training, as 20ep or 300s (default 20ep)")
+    parser.add_argument("--n-train", type=int, default=40_000, help="training images (default 40000)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="values of random_state (default 0)")
+    parser.add_argument("--information", action="store_true", help="also MS-SSIM, MINE and NDM")
+    parser.add_argument("--set", nargs="+", type=assignment, default=[], metavar="NAME=VALUE", help="parameters")
+    parser.add_argument("--csv", type=Path, default=Path("paper_tables.csv"), help="(default paper_tables.csv)")
+    parser.add_argument("--print", action="store_true", help="print the table and measure nothing")
+    arguments = parser.parse_args(argv)
+    if not arguments.print and arguments.path is None:
+        parser.error("the path of the images is needed, unless --print is given")
+    return arguments
+
+
+def read_results(path):
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append_result(path, result):
+    is_new = not path.is_file()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if is_new:
+            writer.writeheader()
+        writer.writerow(result)
+
+
+def key_of(result):
+    return tuple(str(result[field]) for field in KEY)
+
+
+def n_epochs(budget, params, X):
+    """Read the budget, or find the epochs that fit into it by timing two on some of the images."""
+    if budget.endswith("ep"):
+        return int(budget[:-2])
+    few = X[:4000]
+    # The second epoch: the first pays for set-up.
+    epoch = DIMTransformer(**params | {"max_epochs": 2}).fit(few).history_[-1]
+    return max(1, round(float(budget[:-1]) / (epoch["seconds"] * len(X) / len(few))))
+
+
+def measure(params, seed, with_information, X_train, y_train, X_test, y_test):
+    """Train a row and probe it; return its fields of the CSV file."""
+    start = time.perf_counter()
+    dim = DIMTransformer(**params).fit(X_train)
+    trained = time.perf_counter()
+    result = {"epochs": dim.n_iter_, "training_seconds": round(trained - start, 1)}
+    device = str(dim.device_)
+    for layer in LAYERS:
+        dim.set_params(output_layer=layer)
+        Z_train, Z_test = dim.transform(X_train), dim.transform(X_test)
+        for name, probe in (
+            ("svm", LinearProbe("squared_hinge", device=device, random_state=seed)),
+            ("mlp", MLPProbe(device=device, random_state=seed)),
+        ):
+            result[f"{name}_{layer}"] = round(probe.fit(Z_train, y_train).score(Z_test, y_test), 4)
+    if with_information:
+        # LAYERS ends with the embedding: Z_test is that of the test images.
+        result["ms_ssim"] = round(reconstruction_ms_ssim(dim, X_train, X_test, random_state=seed), 3)
+        result["mine"] = round(mutual_information_bound(X_test, Z_test, device=device, random_state=seed), 2)
+        result["ndm"] = round(total_correlation_bound(Z_test, device=device, random_state=seed), 3)
+    machine = describe_machine(dim.device_)
+    return result | {"evaluation_seconds": round(time.perf_counter() - trained, 1), "machine": machine}
+
+
+def build_table(arguments):
+    images, labels, data = load_cifar10(arguments.path)
+    X_train, y_train = images[:-N_TEST][: arguments.n_train], labels[:-N_TEST][: arguments.n_train]
+    X_test, y_test = images[-N_TEST:], labels[-N_TEST:]
+    done = {key_of(result) for result in read_results(arguments.csv)}
+    for seed in arguments.seeds:
+        for row in arguments.rows:
+            settings = dict(arguments.set) | ROWS[row]
+            result = {
+                "row": row,
+                "settings": json.dumps(settings, sort_keys=True),
+                "budget": arguments.budget,
+                "data": data,
+                "n_train": len(X_train),
+                "information": arguments.information,
+                "seed": seed,
+                "versions": VERSIONS,
+            }
+            if key_of(result) in done:
+                print(f"{row}, seed {seed}: already in {arguments.csv}", flush=True)
+                continue
+            params = settings | {"random_state": seed}
+            if "max_epochs" not in params:
+                params["max_epochs"] = n_epochs(arguments.budget, params, X_train)
+            result |= measure(params, seed, arguments.information, X_train, y_train, X_test, y_test)
+            append_result(arguments.csv, result)
+            print(
+                f"{row}, seed {seed}: {result['epochs']} epochs, {result['training_seconds']} s of training and "
+                f"{result['evaluation_seconds']} s of evaluation",
+                flush=True,
+            )
+
+
+def summary(values, scale):
+    """Mean, and standard deviation where there are several; values that were not measured are empty."""
+    numbers = [scale * float(value) for value in values if value]
+    if not numbers:
+        return "-"
+    spread = f" ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else ""
+    return f"{np.mean(numbers):.2f}{spread}"
+
+
+def print_table(results, title, measures, headings, paper, scale):
+    groups = {}
+    for result in results:
+        if any(result[measure] for measure in measures):
+            # The last field of the key is the seed.
+            groups.setdefault((key_of(result)[:-1], result["machine"], result["versions"]), []).append(result)
+    if not groups:
+        return
+    print(f"\n{title}\n{'':32}{'epochs':>7}{'seeds':>6}{'seconds':>9}", end="")
+    print("".join(f"{heading:>16}" for heading in headings) + "".join(f"{f'{h} paper':>16}" for h in headings))
+    for (key, _, _), group in sorted(groups.items(), key=lambda item: list(ROWS).index(item[0][0][0])):
+        seconds = np.mean([float(result["training_seconds"]) for result in group])
+        print(f"{key[0]:32}{group[0]['epochs']:>7}{len(group):>6}{seconds:>9.0f}", end="")
+        print("".join(f"{summary([result[measure] for result in group], scale):>16}" for measure in measures), end="")
+        print("".join(f"{figure:>16}" for figure in paper.get(key[0], ["-"] * len(headings))))
+
+
+def print_tables(results):
+    if not results:
+        raise SystemExit("there is nothing to print yet")
+    for setup in sorted({(r["data"], r["n_train"], r["budget"], r["machine"], r["versions"]) for r in results}):
+        data, n_train, budget, machine, versions = setup
+        chosen = [r for r in results if (r["data"], r["n_train"], r["budget"], r["machine"], r["versions"]) == setup]
+        print(f"\n{data}, {n_train} training images, budget {budget}\n{machine}; {versions}")
+        for settings in sorted({r["settings"] for r in chosen}):
+            print(f"  {next(r['row'] for r in chosen if r['settings'] == settings)}: {settings}")
+        svm, mlp = ([f"{probe}_{layer}" for layer in LAYERS] for probe in ("svm", "mlp"))
+        print_table(chosen, "Linear SVM, accuracy in percent", svm, LAYERS, PAPER_SVM, 100)
+        print_table(chosen, "MLP of 200 units, accuracy in percent", mlp, LAYERS, PAPER_MLP, 100)
+        information = ("ms_ssim", "mine", "ndm")
+        print_table(chosen, "Embedding", information, ("MS-SSIM", "MINE", "NDM"), PAPER_INFORMATION, 1)
+    print("\nThe paper's figures are those of 1000 epochs on 50,000 images, tested on CIFAR-10's own test set.")
+
+
+def main(argv=None):
+    arguments = parse_arguments(argv)
+    if not arguments.print:
+        build_table(arguments)
+    print_tables(read_results(arguments.csv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Small networks on top of features, and their training by skorch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skorch import NeuralNet
+from skorch.callbacks import EarlyStopping
+from skorch.helper import predefined_split
+from torch import Tensor, nn
+
+from skdim.net import StopTraining
+from skdim.persistence import to_arrays, with_arrays
+
+__all__ = ["MLP", "Samples", "predict_proba", "train"]
+
+
+class MLP(nn.Sequential):
+    """Perceptron with batch norm, ReLU and dropout after each hidden layer. Its pickle holds nothing of torch.
+
+    Parameters
+    ----------
+    n_features : int
+        Width of the input.
+    hidden_layer_sizes : sequence of int
+        Units of each hidden layer.
+    n_classes : int
+        Width of the output, which are logits.
+    dropout : float
+        Share of the hidden units that is dropped.
+    batch_norm_logits : bool
+        Whether batch norm also follows the last layer.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        hidden_layer_sizes: Sequence[int],
+        n_classes: int,
+        dropout: float,
+        batch_norm_logits: bool,
+    ) -> None:
+        self._arguments = (n_features, tuple(hidden_layer_sizes), n_classes, dropout, batch_norm_logits)
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise([n_features, *hidden_layer_sizes]):
+            layers += [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.ReLU(), nn.Dropout(dropout)]
+        layers.append(nn.Linear([n_features, *hidden_layer_sizes][-1], n_classes))
+        if batch_norm_logits:
+            layers.append(nn.BatchNorm1d(n_classes))
+        super().__init__(*layers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_mlp, (self._arguments, to_arrays(self))
+
+
+def _load_mlp(arguments: tuple[Any, ...], arrays: dict[str, NDArray[Any]]) -> nn.Module:
+    dtype = torch.from_numpy(arrays["0.weight"]).dtype
+    return with_arrays(MLP(*arguments).to(dtype), arrays)
+
+
+def predict_proba(mlp: nn.Module, X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Compute the probabilities of the classes, on the perceptron's device and in its precision."""
+    weight = next(mlp.parameters())
+    with torch.inference_mode():
+        logits = [mlp(torch.from_numpy(rows).to(weight)) for rows in np.array_split(X, -(-len(X) // 4096))]
+    return torch.softmax(torch.cat(logits).double(), dim=1).cpu().numpy()
+
+
+class Samples(torch.utils.data.Dataset):
+    """Inputs and targets that are read a batch at a time.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(rows)`` returns the inputs of some rows.
+    rows : ndarray of shape (n,)
+        Which of them there are.
+    targets : Tensor
+        Targets of all rows, also of those that are not in `rows`.
+    """
+
+    def __init__(self, read: Callable[[Any], Tensor], rows: NDArray[np.int64], targets: Tensor) -> None:
+        self.read, self.rows, self.targets = read, rows, targets
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        rows = self.rows[index]
+        return self.read(rows), self.targets[rows]
+
+
+class _Batches:
+    """Batches of `Samples` that differ in size by at most one, so that batch norm never meets a single sample."""
+
+    def __init__(self, samples: Samples, batch_size: int, generator: np.random.RandomState | None = None) -> None:
+        self.samples, self.generator = samples, generator
+        self.n_batches = max(1, min(-(-len(samples) // batch_size), len(samples) // 2))
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(self.samples)
+        order = np.arange(n) if self.generator is None else self.generator.permutation(n)
+        for index in np.array_split(order, self.n_batches):
+            yield self.samples[index]
+
+
+class _EarlyStopping(EarlyStopping):
+    """Ends training without the KeyboardInterrupt that skorch can't tell from the user's."""
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        try:
+            super().on_epoch_end(net, **kwargs)
+        except KeyboardInterrupt:
+            raise StopTraining from None
+
+
+def train(
+    net_class: type[NeuralNet],
+    module: nn.Module,
+    training: Samples,
+    validation: Samples,
+    *,
+    lr: float,
+    batch_size: int,
+    max_epochs: int,
+    patience: int,
+    device: torch.device,
+    random_state: np.random.RandomState,
+    **net_params: Any,
+) -> list[dict[str, Any]]:
+    """Train a module by Adam until its loss on the validation samples has stopped falling; keep its best weights.
+
+    Parameters
+    ----------
+    net_class : type
+        A `skorch.NeuralNet`.
+    module : nn.Module
+        Trained in place and left in evaluation mode.
+    training, validation : Samples
+        Two or more, and one or more.
+    lr : float
+        Learning rate.
+    batch_size : int
+        Most samples in a batch.
+    max_epochs : int
+        Most epochs.
+    patience : int
+        Epochs without a lower validation loss after which training stops.
+    device : torch.device
+        Where to train.
+    random_state : RandomState
+        Draws the batches.
+    **net_params
+        Of the net.
+
+    Returns
+    -------
+    list of dict
+        skorch's record of each epoch.
+    """
+    net = net_class(
+        module.to(device),
+        optimizer=torch.optim.Adam,
+        lr=lr,
+        batch_size=batch_size,
+        max_epochs=max_epochs,
+        iterator_train=_Batches,
+        iterator_train__generator=random_state,
+        iterator_valid=_Batches,
+        train_split=predefined_split(validation),
+        callbacks=[_EarlyStopping(patience=patience, load_best=True)],
+        verbose=0,
+        device=device,
+        **net_params,
+    ).initialize()
+    # Not skorch's fit, which swallows a KeyboardInterrupt and leaves a half-trained net that looks fitted.
+    net.notify("on_train_begin", X=training, y=None)
+    with suppress(StopTraining):
+        net.fit_loop(training)
+    net.notify("on_train_end", X=training, y=None)
+    module.eval()
+    return [{key: value for key, value in epoch.items() if key != "batches"} for epoch in net.history]

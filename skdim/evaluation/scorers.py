@@ -1,0 +1,165 @@
+"""Scorers of a fitted transformer, for ``GridSearchCV(scoring=...)`` and `cross_val_score`."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import Pipeline
+from torch.nn.functional import affine_grid, grid_sample
+
+from skdim.evaluation.linear import LinearProbe
+from skdim.evaluation.probes import knn_probe
+from skdim.images import Images, check_images
+
+__all__ = ["knn_scorer", "linear_probe_scorer", "retrieval_scorer"]
+
+# Sides of a crop as shares of the image's: two crops of an image share objects and colours more than pixels.
+CROP_SIDES = (0.4, 1.0)
+# The score falls with the number of images among which one is sought; more than these are left out.
+MAX_IMAGES = 2000
+# Wider embeddings are reduced, so that their covariance can be estimated from that many images.
+MAX_WIDTH = 256
+# Share of the mean variance added to that of each direction, so that noise in the smallest is not blown up.
+RIDGE = 1e-3
+MAX_CORRELATION = 0.999
+
+
+def knn_scorer(estimator: Any, X: Any, y: Any) -> float:
+    """Accuracy of nearest neighbours among held-out images, each classified by the twenty most similar others.
+
+    Parameters
+    ----------
+    estimator : DIMTransformer or Pipeline
+        Fitted; a pipeline that ends in a transformer.
+    X : array-like
+        Held-out images, more than 20.
+    y : array-like of shape (n,)
+        Their labels.
+
+    Returns
+    -------
+    float
+        Accuracy.
+    """
+    scaler, neighbors = knn_probe()
+    Z = scaler.fit_transform(np.asarray(estimator.transform(X)))
+    # Without samples, scikit-learn predicts each of those it was fitted on from the others.
+    return float(neighbors.fit(Z, y).score(None, y))
+
+
+def linear_probe_scorer(estimator: Any, X: Any, y: Any) -> float:
+    """Accuracy of `LinearProbe` in a cross-validation of three folds inside the held-out images.
+
+    Parameters
+    ----------
+    estimator : DIMTransformer or Pipeline
+        Fitted; a pipeline that ends in a transformer.
+    X : array-like
+        Held-out images.
+    y : array-like of shape (n,)
+        Their labels, at least three of each.
+
+    Returns
+    -------
+    float
+        Mean accuracy of the folds.
+    """
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    return float(cross_val_score(LinearProbe(random_state=0), np.asarray(estimator.transform(X)), y, cv=folds).mean())
+
+
+def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
+    """How well one crop of an image finds another crop of it among crops of all images; needs no labels.
+
+    Two crops are cut out of each image, at random but always the same, four tenths to all of its side long, and scaled
+    to its size. For each crop, the other crops of all images are ranked by the cosine similarity of their embeddings;
+    the score is the mean reciprocal rank of the image's own. The similarity is taken in canonical directions, whitened
+    and weighed by signal (what two crops of an image share) to noise (what they don't). These are learned on one half
+    of the images and the score is taken on the other, both ways. Embeddings wider than 256 are reduced to principal
+    components first.
+
+    It can be compared between settings because nothing of a setting is in it: no loss, weight or discriminator, and the
+    same task for all. Ranks do not change with the scale of an embedding and, through the canonical directions, hardly
+    with any other invertible linear map, which a linear probe could undo too. Chance is ``(1 + 1/2 + ... + 1/m) / m``
+    for the m images in a half, 0.007 for 1000, and an embedding that has collapsed to a point scores no more: tied
+    ranks count as their mean. Scores of different images, or of different numbers of them, can't be compared.
+
+    It tells whether parts of an image are recognised as parts of one thing, which is what Deep InfoMax and its kin
+    train for. It does not tell whether classes are told apart: what sets one image off from all others may be
+    irrelevant to its class, and an encoder trained on crops has an advantage that its accuracy need not show.
+
+    Parameters
+    ----------
+    estimator : DIMTransformer or Pipeline
+        Fitted; a pipeline that ends in a DIMTransformer. Its other steps come before the crops.
+    X : array-like
+        Held-out images, at least four. Of more than 2000, 2000 are drawn at random, always the same.
+    y : None
+        Ignored.
+
+    Returns
+    -------
+    float
+        Mean reciprocal rank, between 0 and 1.
+    """
+    dim = estimator
+    if isinstance(estimator, Pipeline):
+        dim = estimator[-1]
+        X = estimator[:-1].transform(X) if len(estimator) > 1 else X
+    images = check_images(dim, X, image_shape=dim.image_shape_, data_format=dim.data_format, reset=False)
+    rng = np.random.RandomState(0)
+    rows = rng.choice(len(images), min(len(images), MAX_IMAGES), replace=False)
+    crops = np.stack([np.asarray(dim.transform(_crops(images, rows, rng, dim.data_format))) for _ in range(2)])
+    halves = np.array_split(crops.astype(np.float64), 2, axis=1)
+    return float(np.mean([_retrieval(*halves), _retrieval(*halves[::-1])]))
+
+
+def _retrieval(learned_on: NDArray[np.float64], scored_on: NDArray[np.float64]) -> float:
+    """Mean reciprocal rank of the two crops of shape (2, n, d), in directions learned on those of other images."""
+    pca = PCA(min(MAX_WIDTH, learned_on.shape[2], learned_on.shape[1]), random_state=0)
+    # A collapsed embedding has no variance to explain.
+    with np.errstate(invalid="ignore"):
+        pca.fit(np.concatenate(list(learned_on)))
+    variance = pca.explained_variance_
+    whitening = (variance + RIDGE * variance.mean() + np.finfo(float).tiny) ** -0.5
+    first, second = ((pca.transform(crops) * whitening) for crops in learned_on)
+    # Correlations between the two crops, and the directions in which they are that correlated.
+    correlation, directions = np.linalg.eigh((first.T @ second + second.T @ first) / (2 * len(first)))
+    correlation = correlation.clip(0, MAX_CORRELATION)
+    signal_to_noise = correlation / (1 - correlation)
+    projection = whitening[:, None] * directions * np.sqrt(signal_to_noise)
+    first, second = (_unit_rows(pca.transform(crops) @ projection) for crops in scored_on)
+    similarity = first @ second.T
+    return (_mean_reciprocal_rank(similarity) + _mean_reciprocal_rank(similarity.T)) / 2
+
+
+def _crops(images: Images, rows: NDArray[np.int64], rng: np.random.RandomState, data_format: str) -> Any:
+    """Cut a random part out of each image and scale it to the image's size; flat rows, of the dtype of the images."""
+    side = rng.uniform(*CROP_SIDES, len(rows))
+    center = (1 - side[:, None]) * rng.uniform(-1, 1, (len(rows), 2))
+    theta = np.zeros((len(rows), 2, 3), dtype=np.float32)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = center
+    batch = images.take(rows)
+    grid = affine_grid(torch.from_numpy(theta), list(batch.shape), align_corners=False)
+    crops = grid_sample(batch.float(), grid, padding_mode="border", align_corners=False)
+    if batch.dtype == torch.uint8:
+        crops = crops.round().to(torch.uint8)
+    return (crops.permute(0, 2, 3, 1) if data_format == "channels_last" else crops).flatten(1).numpy()
+
+
+def _unit_rows(Z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centre embeddings and scale each to length 1; those without a direction become 0."""
+    Z = Z - Z.mean(axis=0)
+    norm = np.linalg.norm(Z, axis=1, keepdims=True)
+    return np.divide(Z, norm, out=np.zeros_like(Z), where=norm > 0)
+
+
+def _mean_reciprocal_rank(similarity: NDArray[np.float64]) -> float:
+    own = np.diag(similarity)[:, None]
+    # The image itself is among the equal ones.
+    rank = (similarity > own).sum(axis=1) + ((similarity == own).sum(axis=1) + 1) / 2
+    return float(np.mean(1 / rank))

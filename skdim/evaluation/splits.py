@@ -1,0 +1,71 @@
+"""Labels and validation splits of probes."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+from sklearn.utils.multiclass import check_classification_targets
+
+__all__ = ["encode_labels", "validation_split"]
+
+
+def encode_labels(y: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Turn labels into classes 0, 1, ...
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        Labels.
+    name : str
+        Of the classifier, for the message.
+
+    Returns
+    -------
+    classes : ndarray of shape (n_classes,)
+        The different labels, sorted.
+    labels : ndarray of shape (n,), int64
+        Which of them each one is.
+
+    Raises
+    ------
+    ValueError
+        If `y` is no classification target or has fewer than two classes.
+    """
+    check_classification_targets(y)
+    classes, labels = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        count = "only one class" if len(classes) else "no samples"
+        raise ValueError(f"{name} needs samples of at least 2 classes, but y has {count}.")
+    return classes, labels.astype(np.int64)
+
+
+def validation_split(
+    labels: NDArray[np.int64], fraction: float, random_state: np.random.RandomState
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split the rows, stratified where each class has samples enough for it.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+        Labels from 0.
+    fraction : float
+        Share of the second part.
+    random_state : RandomState
+        Draws the split.
+
+    Returns
+    -------
+    first, second : ndarray
+        Indices of the rows of each part.
+    """
+    counts = np.bincount(labels)
+    n_second = np.ceil(fraction * len(labels))
+    can_stratify = counts.min() >= 2 and len(counts) <= min(n_second, len(labels) - n_second)
+    first, second = train_test_split(
+        np.arange(len(labels)),
+        test_size=fraction,
+        stratify=labels if can_stratify else None,
+        random_state=random_state,
+    )
+    return first, second

@@ -1,0 +1,130 @@
+"""All probes of all layers, beside what they have to beat."""
+
+import copy
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skdim.evaluation.probes import PROBES
+from skdim.images import check_images
+from skdim.transformer import DIMTransformer
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    dim: DIMTransformer,
+    X_train: Any,
+    y_train: Any,
+    X_test: Any,
+    y_test: Any,
+    *,
+    probes: Sequence[str] = ("linear", "svm", "mlp", "knn", "classifier"),
+    layers: Sequence[str] | None = None,
+    random_state: int | np.random.RandomState | None = 0,
+) -> Any:
+    """Measure how well classes can be read from a transformer's layers, from pixels, from PCA and without training.
+
+    Each probe is fitted on the training images' features and labels; whatever it chooses, it chooses on a split of
+    them. The test images only yield the accuracies. Beside the transformer stand raw pixels; principal components, as
+    many as each layer is wide but no more than there are; and the untrained encoder, which is the transformer with
+    ``max_epochs=0`` and the same `random_state`.
+
+    Parameters
+    ----------
+    dim : DIMTransformer
+        Fitted; it is not changed.
+    X_train, X_test : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
+        Images of the shape seen in `fit`.
+    y_train, y_test : array-like of shape (n,)
+        Their labels.
+    probes : sequence of {"linear", "svm", "mlp", "knn", "classifier"}, default=all of them
+        "linear" and "svm" are `LinearProbe` with the log loss and the squared hinge loss, "mlp" is `MLPProbe`, "knn"
+        `knn_probe`, and "classifier" the perceptron of 15, 10 and n_classes units, each with batch norm, that earlier
+        implementations put on the embedding.
+    layers : sequence of str, default=None
+        Layers of the encoder, as `output_layer` names them; None is all.
+    random_state : int, RandomState instance or None, default=0
+        Seeds probes and PCA.
+
+    Returns
+    -------
+    pandas.DataFrame, or list of dict where pandas is not installed
+        A row for each representation: "features" ("raw pixels", "PCA", "untrained encoder" or "Deep InfoMax"), "layer"
+        (None for the first two), "width", and for each probe its accuracy on the test images, between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If probe, layer or images are unfit.
+    NotFittedError
+        If `dim` is not fitted.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skdim import DIMTransformer
+    >>> from skdim.evaluation import evaluate
+    >>> X, y = load_digits(return_X_y=True)
+    >>> dim = DIMTransformer(max_epochs=2, random_state=0).fit(X[:1000])
+    >>> table = evaluate(dim, X[:1000], y[:1000], X[1000:], y[1000:], probes=["linear", "knn"])
+    """
+    check_is_fitted(dim)
+    _check_names("probes", probes, list(PROBES))
+    known = [layer for layer in dim._layer_shapes if layer != "local"]
+    layers = known if layers is None else layers
+    _check_names("layers", layers, known)
+    for X, y in ((X_train, y_train), (X_test, y_test)):
+        check_consistent_length(X, y)
+    seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
+    rows = []
+    for title, layer, Z_train, Z_test in _representations(dim, X_train, X_test, layers, seed):
+        row = {"features": title, "layer": layer, "width": Z_train.shape[1]}
+        for name in probes:
+            probe = PROBES[name](str(dim.device_), seed)
+            row[name] = float(probe.fit(Z_train, y_train).score(Z_test, y_test))
+        rows.append(row)
+    if importlib.util.find_spec("pandas") is None:
+        return rows
+    import pandas
+
+    return pandas.DataFrame(rows)
+
+
+def _check_names(parameter: str, names: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if isinstance(names, str) or unknown or not names:
+        raise ValueError(f"{parameter} must be a sequence of names out of {list(known)}, got {names!r}.")
+
+
+def _representations(
+    dim: DIMTransformer, X_train: Any, X_test: Any, layers: Sequence[str], seed: int
+) -> Iterator[tuple[str, str | None, NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield title, layer and features of training and test images; one at a time, because they may be large."""
+    pixels_train, pixels_test = _pixels(dim, X_train), _pixels(dim, X_test)
+    yield "raw pixels", None, pixels_train, pixels_test
+    widths = {min(int(np.prod(dim._layer_shapes[layer])), *pixels_train.shape) for layer in layers}
+    pca = PCA(max(widths), random_state=seed).fit(pixels_train)
+    pixels_train, pixels_test = pca.transform(pixels_train), pca.transform(pixels_test)
+    for width in sorted(widths):
+        yield "PCA", None, pixels_train[:, :width], pixels_test[:, :width]
+    del pixels_train, pixels_test
+    untrained = clone(dim).set_params(max_epochs=0, warm_start=False).fit(X_train)
+    # Copies, as output_layer is set on them.
+    for title, transformer in (("untrained encoder", untrained), ("Deep InfoMax", copy.deepcopy(dim))):
+        transformer.set_output(transform="default")
+        for layer in layers:
+            transformer.set_params(output_layer=layer)
+            yield title, layer, transformer.transform(X_train), transformer.transform(X_test)
+
+
+def _pixels(dim: DIMTransformer, X: Any) -> NDArray[np.float32]:
+    images = check_images(dim, X, image_shape=dim.image_shape_, data_format=dim.data_format, reset=False)
+    return images.array.reshape(len(images), -1).astype(np.float32)

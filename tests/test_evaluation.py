@@ -1,0 +1,470 @@
+import importlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import correlate1d
+from scipy.signal import convolve2d
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import LinearSVC
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skdim import DIMTransformer
+from skdim.evaluation import (
+    FineTunedClassifier,
+    LinearProbe,
+    MLPProbe,
+    evaluate,
+    knn_probe,
+    knn_scorer,
+    linear_probe_scorer,
+    ms_ssim,
+    mutual_information_bound,
+    reconstruction_ms_ssim,
+    retrieval_scorer,
+    total_correlation_bound,
+)
+
+
+@pytest.fixture(scope="module")
+def all_digits():
+    return load_digits(return_X_y=True)
+
+
+@pytest.fixture(scope="module")
+def trained(all_digits):
+    X, _ = all_digits
+    return DIMTransformer(max_epochs=3, random_state=0).fit(X[:1000])
+
+
+@pytest.fixture(scope="module")
+def untrained(all_digits):
+    X, _ = all_digits
+    return DIMTransformer(max_epochs=0, random_state=0).fit(X[:1000])
+
+
+# Probes
+
+
+@parametrize_with_checks(
+    [
+        LinearProbe(device="cpu"),
+        LinearProbe("squared_hinge", device="cpu"),
+        MLPProbe((20,), max_epochs=10, lr=0.02, batch_size=32, device="cpu"),
+        FineTunedClassifier(DIMTransformer(4, max_epochs=0, random_state=0), max_epochs=10, lr=0.01, encoder_lr=1e-3),
+    ]
+)
+def test_estimator_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("loss", ["log_loss", "squared_hinge"])
+@pytest.mark.parametrize("C", [1e-3, 0.1])
+def test_the_linear_probe_finds_the_solution_of_scikit_learn(all_digits, loss, C):
+    X, y = all_digits
+    Z = StandardScaler().fit_transform(X[:1000])
+    if loss == "log_loss":
+        reference = LogisticRegression(C=C, max_iter=2000, tol=1e-6).fit(Z, y[:1000])
+    else:
+        # liblinear regularises the intercept, by less the larger its scaling.
+        reference = LinearSVC(C=C, dual=False, intercept_scaling=100, max_iter=20000, tol=1e-8).fit(Z, y[:1000])
+    probe = LinearProbe(loss, Cs=[C], max_iter=2000).fit(X[:1000], y[:1000])
+    scores = probe.decision_function(X[1000:])
+    expected = reference.decision_function(StandardScaler().fit(X[:1000]).transform(X[1000:]))
+    if loss == "log_loss":
+        # Adding the same to the scores of all classes changes nothing.
+        scores, expected = (s - s.mean(axis=1, keepdims=True) for s in (scores, expected))
+    assert np.abs(scores - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_the_linear_probe_chooses_C_on_training_samples_only():
+    rng = np.random.default_rng(0)
+    # Many features tell the class, with noise: weak regularisation learns the noise by heart.
+    y = rng.integers(0, 2, 1000)
+    X = rng.standard_normal((1000, 400)) + 0.1 * y[:, None]
+    probe = LinearProbe(random_state=0).fit(X[:400], y[:400])
+    assert probe.C_ < 0.1
+    weak = LinearProbe(Cs=[1e4], max_iter=1000, random_state=0).fit(X[:400], y[:400])
+    assert probe.score(X[400:], y[400:]) > weak.score(X[400:], y[400:]) + 0.02
+
+
+def test_probes_do_not_care_for_the_scale_of_features(all_digits):
+    X, y = all_digits
+    scaled = (X * 1e-4 * np.arange(1, 65)) + 3
+    for probe in (LinearProbe(Cs=[1e-2]), MLPProbe(random_state=0), knn_probe()):
+        accuracies = [clone(probe).fit(V[:500], y[:500]).score(V[500:], y[500:]) for V in (X, scaled)]
+        assert accuracies[0] == pytest.approx(accuracies[1], abs=0.01)
+        assert accuracies[0] > 0.8
+
+
+def test_the_mlp_probe_is_as_good_as_that_of_scikit_learn(all_digits):
+    X, y = all_digits
+    reference = make_pipeline(StandardScaler(), MLPClassifier((200,), early_stopping=True, random_state=0))
+    expected = reference.fit(X[:1000], y[:1000]).score(X[1000:], y[1000:])
+    assert MLPProbe(random_state=0).fit(X[:1000], y[:1000]).score(X[1000:], y[1000:]) > expected - 0.015
+
+
+def test_the_mlp_probe_stops_early_and_keeps_the_best_epoch():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((200, 50)), rng.integers(0, 2, 200)  # nothing to learn
+    probe = MLPProbe(lr=0.01, patience=3, batch_size=32, random_state=0).fit(X, y)
+    losses = [epoch["valid_loss"] for epoch in probe.history_]
+    assert probe.n_iter_ == len(losses) == 1 + np.argmin(losses) + 3
+    again = MLPProbe(lr=0.01, max_epochs=int(1 + np.argmin(losses)), batch_size=32, random_state=0).fit(X, y)
+    assert np.array_equal(probe.predict_proba(X), again.predict_proba(X))
+
+
+def test_the_users_interrupt_of_a_probe_is_not_swallowed(digits, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skdim.evaluation.networks._Batches.__iter__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        MLPProbe().fit(*digits)
+
+
+@pytest.mark.parametrize("probe", [LinearProbe(random_state=3), MLPProbe(max_epochs=3, random_state=3)])
+def test_probes_repeat_themselves_and_leave_global_generators_alone(digits, probe):
+    X, y = digits
+    state = torch.random.get_rng_state()
+    first, second = (clone(probe).fit(X, y) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    read = "decision_function" if isinstance(probe, LinearProbe) else "predict_proba"
+    assert np.array_equal(getattr(first, read)(X), getattr(second, read)(X))
+
+
+def test_a_pickled_mlp_probe_holds_nothing_of_torch_and_predicts_the_same(digits):
+    X, y = digits
+    probe = MLPProbe(max_epochs=2, random_state=0).fit(X, y)
+    blob = pickle.dumps(probe)
+    assert b"torch" not in blob
+    assert np.array_equal(pickle.loads(blob).predict_proba(X), probe.predict_proba(X))
+
+
+def test_labels_may_be_strings(digits):
+    X, y = digits
+    names = np.array([f"digit {label}" for label in y])
+    for probe in (LinearProbe(), MLPProbe(max_epochs=20, random_state=0)):
+        assert probe.fit(X, names).score(X, names) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (LinearProbe("hinge"), "loss"),
+        (LinearProbe(Cs=[]), "Cs must be positive numbers"),
+        (LinearProbe(Cs=[0.0]), "Cs must be positive numbers"),
+        (LinearProbe(device="tpu"), "device must be"),
+        (MLPProbe(dropout=1.0), "dropout"),
+    ],
+)
+def test_unfit_parameters_of_probes(digits, probe, message):
+    with pytest.raises(ValueError, match=message):
+        probe.fit(*digits)
+
+
+# The table
+
+
+def test_table_has_every_layer_beside_its_controls(all_digits, trained):
+    X, y = all_digits
+    parameters = trained.get_params()
+    table = evaluate(trained, X[:500], y[:500], X[1000:], y[1000:], probes=["linear", "knn"])
+    assert list(table.columns) == ["features", "layer", "width", "linear", "knn"]
+    assert list(table["features"]) == ["raw pixels", "PCA", *["untrained encoder"] * 3, *["Deep InfoMax"] * 3]
+    assert list(table["width"]) == [64, 64, *[64, 1024, 512] * 2]
+    assert list(table["layer"][2:]) == ["embedding", "hidden", "features"] * 2
+    assert trained.get_params() == parameters
+    expected = LinearProbe(random_state=0, Cs=[1e-2]).fit(trained.transform(X[:500]), y[:500])
+    row = table[(table["features"] == "Deep InfoMax") & (table["layer"] == "embedding")].iloc[0]
+    assert row["linear"] == pytest.approx(expected.score(trained.transform(X[1000:]), y[1000:]), abs=0.03)
+
+
+def test_table_of_all_probes_in_any_layout(colour_images):
+    X, y = colour_images
+    dim = DIMTransformer(8, max_epochs=1, random_state=0).set_output(transform="pandas")
+    dim.fit(X.transpose(0, 2, 3, 1))
+    table = evaluate(dim, X[:40], y[:40], X[40:], y[40:], layers=["embedding"])
+    assert list(table["width"]) == [360, 8, 8, 8]
+    assert ((table[["linear", "svm", "mlp", "knn", "classifier"]] >= 0).all()).all()
+    assert table["linear"].iloc[0] > 0.9  # the colour tells the class
+
+
+def test_table_without_pandas_is_a_list_of_dicts(digits, trained, monkeypatch):
+    X, y = digits
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    rows = evaluate(trained, X[:200], y[:200], X[200:], y[200:], probes=["knn"], layers=["embedding"])
+    assert [row["features"] for row in rows] == ["raw pixels", "PCA", "untrained encoder", "Deep InfoMax"]
+    assert all(0 <= row["knn"] <= 1 for row in rows)
+
+
+def test_what_a_table_refuses(digits, trained):
+    X, y = digits
+    with pytest.raises(ValueError, match="probes must be"):
+        evaluate(trained, X, y, X, y, probes=["svc"])
+    with pytest.raises(ValueError, match="layers must be"):
+        evaluate(trained, X, y, X, y, layers=["conv"])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        evaluate(trained, X, y[:10], X, y)
+    with pytest.raises(NotFittedError):
+        evaluate(DIMTransformer(), X, y, X, y)
+
+
+# Scorers
+
+
+@pytest.mark.parametrize("scorer", [knn_scorer, linear_probe_scorer])
+def test_scorers_with_labels_rank_training_above_its_absence_and_shuffled_labels_at_chance(
+    all_digits, trained, untrained, scorer
+):
+    X, y = all_digits[0][1000:], all_digits[1][1000:]
+    assert scorer(trained, X, y) > scorer(untrained, X, y) - 0.005
+    assert scorer(trained, X, np.random.default_rng(0).permutation(y)) < 0.2
+
+
+class Collapsed(DIMTransformer):
+    """Embeds every image at one point."""
+
+    def transform(self, X):
+        return np.full_like(super().transform(X), 0.3)
+
+
+def test_the_scorer_without_labels_ranks_trained_untrained_and_collapsed(all_digits, trained, untrained):
+    X = all_digits[0][1000:]
+    collapsed = Collapsed(max_epochs=0, random_state=0).fit(X)
+    by_prior_alone = DIMTransformer(max_epochs=3, local_weight=0, global_weight=0, random_state=0).fit(X)
+    scores = [retrieval_scorer(dim, X) for dim in (trained, untrained, by_prior_alone, collapsed)]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > scores[1] + 0.005
+    assert scores[3] < 0.01
+
+
+def test_the_scorer_without_labels_sees_no_linear_map_of_the_embedding(all_digits, trained):
+    X = all_digits[0][1000:1400]
+    score = retrieval_scorer(trained, X)
+    mixed = clone(trained).set_params(max_epochs=0).fit(X)
+    mixed.__dict__.update(trained.__dict__)
+    rng = np.random.default_rng(0)
+    rotation, _ = np.linalg.qr(rng.standard_normal((64, 64)))
+    mixed.transform = lambda X: 100 * trained.transform(X) @ rotation + 5
+    assert retrieval_scorer(mixed, X) == pytest.approx(score, abs=0.01)
+
+
+def test_scorers_work_in_searches_and_pipelines(digits):
+    X, y = digits
+    images = X.reshape(-1, 8, 8).astype(np.uint8)
+    dim = DIMTransformer(4, max_epochs=1, random_state=0)
+    scoring = {"knn": knn_scorer, "linear": linear_probe_scorer, "retrieval": retrieval_scorer}
+    search = GridSearchCV(dim, {"local_weight": [0.0, 1.0]}, scoring=scoring, cv=2, refit=False).fit(images, y)
+    for name in scoring:
+        assert np.isfinite(search.cv_results_[f"mean_test_{name}"]).all()
+    search = GridSearchCV(dim, {"n_components": [2, 8]}, scoring=retrieval_scorer, cv=2).fit(images)
+    assert search.best_params_ == {"n_components": 8}
+    pipeline = make_pipeline(FunctionTransformer(lambda X: X / 16), dim).fit(X)
+    assert retrieval_scorer(pipeline, X) == pytest.approx(retrieval_scorer(clone(dim).fit(X / 16), X / 16))
+
+
+# Information
+
+
+@pytest.mark.parametrize("correlation", [0.5, 0.8])
+def test_mutual_information_of_correlated_gaussians(correlation):
+    rng = np.random.default_rng(0)
+    x, noise = rng.standard_normal((2, 4000, 2)).astype(np.float32)
+    z = correlation * x + np.sqrt(1 - correlation**2) * noise
+    known = -0.5 * np.log(1 - correlation**2) * 2
+    bound = mutual_information_bound(x, 10 * z + 3, random_state=0)
+    assert bound == pytest.approx(known, abs=0.05 + 0.1 * known)
+
+
+def test_mutual_information_of_images(all_digits, trained):
+    X, _ = all_digits
+    images = X.reshape(-1, 8, 8)[:600]
+    informative = mutual_information_bound(images, trained.transform(images), max_epochs=25, random_state=0)
+    assert informative > 1.5
+    shuffled = trained.transform(np.random.default_rng(0).permutation(images))
+    # A critic that learned the training pairs by heart would report far more if it were measured on them.
+    assert abs(mutual_information_bound(images, shuffled, max_epochs=8, random_state=0)) < 0.1
+
+
+def test_total_correlation_of_independent_and_of_correlated_dimensions():
+    rng = np.random.default_rng(0)
+    independent = rng.standard_normal((2500, 6))
+    assert abs(total_correlation_bound(independent, random_state=0)) < 0.03
+    # Three pairs: the total correlation is the sum of their mutual information.
+    correlated = np.concatenate([independent[:, :3], 0.8 * independent[:, :3] + 0.6 * independent[:, 3:]], axis=1)
+    known = -0.5 * np.log(1 - 0.8**2) * 3
+    assert total_correlation_bound(correlated, random_state=0) == pytest.approx(known, rel=0.15)
+
+
+def test_information_bounds_repeat_themselves():
+    Z = np.random.default_rng(0).standard_normal((500, 3)).cumsum(axis=1)
+    state = torch.random.get_rng_state()
+    for bound in (total_correlation_bound, lambda Z, **params: mutual_information_bound(Z[:, :1], Z[:, 1:], **params)):
+        first, second = (bound(Z, max_epochs=3, random_state=0) for _ in range(2))
+        assert first == second > 0
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+# Reconstruction
+
+
+def reference_ms_ssim(first, second, data_range, size, weights):
+    """In float64, for one channel, scale by scale, from the formulas."""
+    window = np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * 1.5**2))
+    window = np.outer(window, window) / window.sum() ** 2
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    result = 1.0
+    for scale, weight in enumerate(weights):
+        m1, m2, m11, m22, m12 = (
+            convolve2d(image, window, mode="valid") for image in (first, second, first**2, second**2, first * second)
+        )
+        contrast = (2 * (m12 - m1 * m2) + c2) / (m11 - m1**2 + m22 - m2**2 + c2)
+        luminance = (2 * m1 * m2 + c1) / (m1**2 + m2**2 + c1)
+        last = scale == len(weights) - 1
+        result *= np.mean(contrast * luminance if last else contrast) ** weight
+        first, second = (
+            (image[: h // 2 * 2, : w // 2 * 2].reshape(h // 2, 2, w // 2, 2).mean(axis=(1, 3)))
+            for image in (first, second)
+            for h, w in [image.shape]
+        )
+    return result
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "weights"),
+    [
+        ((180, 177), 11, [0.0448, 0.2856, 0.3001, 0.2363, 0.1333]),
+        ((32, 32), 11, [0.0448 / 0.3304, 0.2856 / 0.3304]),
+        ((8, 9), 7, [1.0]),
+    ],
+)
+@pytest.mark.parametrize("data_range", [1.0, 255.0])
+def test_ms_ssim_against_float64_numpy(shape, size, weights, data_range):
+    rng = np.random.default_rng(0)
+    smooth = correlate1d(correlate1d(rng.random((2, 3, *shape)), np.ones(5) / 5, axis=2), np.ones(5) / 5, axis=3)
+    first = smooth * data_range
+    second = first + rng.normal(0, 0.05 * data_range, first.shape)
+    value = ms_ssim(torch.from_numpy(first).float(), torch.from_numpy(second).float(), data_range=data_range)
+    expected = [
+        np.mean([reference_ms_ssim(a, b, data_range, size, weights) for a, b in zip(*pair, strict=True)])
+        for pair in zip(first, second, strict=True)
+    ]
+    assert value.numpy() == pytest.approx(np.array(expected), abs=1e-4)
+    assert ms_ssim(*[torch.from_numpy(first)] * 2, data_range=data_range).numpy() == pytest.approx(1.0)
+
+
+def test_ms_ssim_refuses_what_is_no_pair_of_images():
+    with pytest.raises(ValueError, match="got shapes"):
+        ms_ssim(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 9), data_range=1.0)
+
+
+def test_a_decoder_draws_images_from_embeddings(digits, trained):
+    X, _ = digits
+    images = X.reshape(-1, 8, 8) * 15
+    params = {"max_epochs": 10, "random_state": 0}
+    good = reconstruction_ms_ssim(trained, X[:200], X[200:], **params)
+    assert 0.5 < good < 1
+    assert good == reconstruction_ms_ssim(trained, X[:200], X[200:], **params)
+    nothing = Collapsed(max_epochs=0, random_state=0).fit(X[:200])
+    assert reconstruction_ms_ssim(nothing, X[:200], X[200:], **params) < good - 0.1
+    # The same images, as bytes, have the range of bytes.
+    as_bytes = DIMTransformer(max_epochs=1, random_state=0).fit(images.astype(np.uint8)[:200])
+    drawn = reconstruction_ms_ssim(as_bytes, images[:200].astype(np.uint8), images[200:].astype(np.uint8), **params)
+    assert 0.5 < drawn < 1
+
+
+# Fine-tuning
+
+
+def test_fine_tuning_changes_its_own_encoder_only(all_digits, trained):
+    X, y = all_digits
+    before = trained.transform(X[:50])
+    classifier = FineTunedClassifier(trained, max_epochs=20, random_state=0).fit(X[:200], y[:200])
+    assert np.array_equal(trained.transform(X[:50]), before)
+    assert not np.array_equal(classifier.transformer_.transform(X[:50]), before)
+    assert classifier.score(X[1000:], y[1000:]) > 0.75
+    again = FineTunedClassifier(trained, max_epochs=20, random_state=0).fit(X[:200], y[:200])
+    assert np.array_equal(classifier.predict_proba(X), again.predict_proba(X))
+
+
+def test_fine_tuning_from_a_layer_and_a_pickle(digits, trained):
+    X, y = digits
+    dim = pickle.loads(pickle.dumps(trained)).set_params(output_layer="features")
+    classifier = FineTunedClassifier(dim, max_epochs=3, random_state=0).fit(X, y)
+    assert classifier.mlp_[0].in_features == 512
+    blob = pickle.dumps(classifier)
+    assert b"torch" not in blob
+    assert np.array_equal(pickle.loads(blob).predict_proba(X), classifier.predict_proba(X))
+
+
+def test_a_frozen_transformer_survives_cross_validation(all_digits, trained):
+    X, y = all_digits
+    classifier = FineTunedClassifier(FrozenEstimator(trained), max_epochs=5, encoder_lr=1e-9, random_state=0)
+    assert cross_val_score(classifier, X[:300], y[:300], cv=2, error_score="raise").mean() > 0.3
+    fitted = clone(classifier).fit(X[:300], y[:300])
+    # At next to no learning rate only batch norm's statistics move: the weights are the trained ones.
+    weight = fitted.transformer_.encoder_.embedding.weight
+    assert torch.allclose(weight, trained.encoder_.embedding.weight, atol=1e-5)
+
+
+def test_what_fine_tuning_refuses(digits, trained):
+    X, y = digits
+    with pytest.raises(ValueError, match="transformer"):
+        FineTunedClassifier(StandardScaler()).fit(X, y)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        FineTunedClassifier(trained).fit(X, y[:10])
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        FineTunedClassifier(trained).fit(X, np.zeros(len(X)))
+
+
+# The paper's tables
+
+
+@pytest.fixture
+def paper_tables(monkeypatch, colour_images):
+    pytest.importorskip("PIL")
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples" / "benchmarks")
+    module = importlib.import_module("paper_tables")
+    images = colour_images[0].transpose(0, 2, 3, 1)
+    monkeypatch.setattr(module, "load_cifar10", lambda path: (images, colour_images[1], "colours"))
+    monkeypatch.setattr(module, "N_TEST", 20)
+    return module
+
+
+def test_the_papers_tables_are_built_in_pieces_and_keep_its_figures_apart(paper_tables, tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    command = ["images", "--csv", str(path), "--budget", "1ep", "--set", "n_components=4", "--rows", "DIM(L) InfoNCE"]
+    paper_tables.main([*command, "--seeds", "0"])
+    first = path.read_text()
+    paper_tables.main([*command, "--seeds", "0", "1"])
+    assert path.read_text().startswith(first)
+    results = paper_tables.read_results(path)
+    assert [result["seed"] for result in results] == ["0", "1"]
+    assert all(result["epochs"] == "1" and result["machine"] and "torch" in result["versions"] for result in results)
+    # Another budget is another measurement; seconds are turned into at least one epoch.
+    paper_tables.main([*command, "--budget", "1s"])
+    assert len(paper_tables.read_results(path)) == 3
+    capsys.readouterr()
+    paper_tables.main(["--print", "--csv", str(path)])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.endswith("69.13") and " 2 " in line]
+    ours = [f"{100 * np.mean([float(r[f'mlp_{layer}']) for r in results]):.2f}" for layer in paper_tables.LAYERS]
+    numbers = line.removeprefix("DIM(L) InfoNCE").split()
+    assert [number for number in numbers if number in ours] == ours
+    assert numbers[-3:] == ["75.21", "75.57", "69.13"]
+
+
+def test_no_figure_of_the_paper_is_stored_as_ours(paper_tables, tmp_path):
+    assert not [field for field in paper_tables.FIELDS if "paper" in field]
+    for paper in (paper_tables.PAPER_MLP, paper_tables.PAPER_SVM, paper_tables.PAPER_INFORMATION):
+        assert set(paper) <= set(paper_tables.ROWS)
