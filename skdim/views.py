@@ -24,13 +24,13 @@ class StandardAugmentation:
 
     Parameters
     ----------
-    crop : float, default=0.4
+    crop : float, default=0.7
         Least area of a crop, as a share of the image's; each crop is scaled back to the image's size. 1 crops nothing.
     shift : float, default=0.0
         Most an image is shifted along each side, as a share of that side; what enters is mirrored.
     horizontal_flip, vertical_flip : bool, default=True and False
         Whether to mirror half of the images left to right, and half of them top to bottom.
-    color : float, default=0.4
+    color : float, default=0.2
         Strength of the changes of brightness, contrast and saturation, made to four images in five. The hue turns by up
         to half as much of the colour circle.
     grey : float, default=0.2
@@ -39,11 +39,11 @@ class StandardAugmentation:
         Standard deviation of Gaussian noise, in units of a channel's standard deviation.
     """
 
-    crop: float = 0.4
+    crop: float = 0.7
     shift: float = 0.0
     horizontal_flip: bool = True
     vertical_flip: bool = False
-    color: float = 0.4
+    color: float = 0.2
     grey: float = 0.2
     noise: float = 0.0
 

@@ -18,9 +18,7 @@ their standard deviation.
 
 import argparse
 import ast
-import csv
 import json
-import statistics
 import time
 from pathlib import Path
 
@@ -30,6 +28,7 @@ import skorch
 import torch
 from cifar10 import N_TEST, load_cifar10
 from machine import describe_machine
+from results import append_result, read_results, summary
 
 import skdim
 from skdim import DIMTransformer
@@ -125,22 +124,6 @@ def parse_arguments(argv):
     return arguments
 
 
-def read_results(path):
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append_result(path, result):
-    is_new = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(result)
-
-
 def key_of(result):
     return tuple(str(result[field]) for field in KEY)
 
@@ -204,21 +187,12 @@ def build_table(arguments):
             if "max_epochs" not in params:
                 params["max_epochs"] = n_epochs(arguments.budget, params, X_train)
             result |= measure(params, seed, arguments.information, X_train, y_train, X_test, y_test)
-            append_result(arguments.csv, result)
+            append_result(arguments.csv, {field: result.get(field, "") for field in FIELDS})
             print(
                 f"{row}, seed {seed}: {result['epochs']} epochs, {result['training_seconds']} s of training and "
                 f"{result['evaluation_seconds']} s of evaluation",
                 flush=True,
             )
-
-
-def summary(values, scale):
-    """Mean, and standard deviation where there are several; values that were not measured are empty."""
-    numbers = [scale * float(value) for value in values if value]
-    if not numbers:
-        return "-"
-    spread = f" ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else ""
-    return f"{np.mean(numbers):.2f}{spread}"
 
 
 def print_table(results, title, measures, headings, paper, scale):
