@@ -18,7 +18,9 @@ from skdim import DIMTransformer
 
 
 def small(**params):
-    return DIMTransformer(**{"n_components": 4, "max_epochs": 2, "mi_units": 8, "random_state": 0} | params)
+    return DIMTransformer(
+        **{"global_weight": 0.5, "n_components": 4, "max_epochs": 2, "mi_units": 8, "random_state": 0} | params
+    )
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class OwnEncoder(nn.Module):
 
 
 def small(**params):
-    return DIMTransformer(**{"n_components": 8, "max_epochs": 2, "random_state": 0} | params)
+    return DIMTransformer(**{"n_components": 8, "max_epochs": 2, "random_state": 0, "global_weight": 0.5} | params)
 
 
 @pytest.mark.parametrize("encoder", ["dcgan", "stride1"])
