@@ -18,6 +18,9 @@ from skdim.transformer import DIMTransformer
 
 __all__ = ["evaluate"]
 
+# What `output_layer` can name; not every encoder has all.
+LAYERS = ("embedding", "hidden", "features")
+
 
 def evaluate(
     dim: DIMTransformer,
@@ -78,7 +81,7 @@ def evaluate(
     """
     check_is_fitted(dim)
     _check_names("probes", probes, list(PROBES))
-    known = [layer for layer in dim._layer_shapes if layer != "local"]
+    known = [layer for layer in LAYERS if layer in dim._layer_shapes]
     layers = known if layers is None else layers
     _check_names("layers", layers, known)
     for X, y in ((X_train, y_train), (X_test, y_test)):
