@@ -3,13 +3,24 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from threading import Thread
 
 import torch
 from torch import nn
 
 from skdim.images import ImageShape
 
-__all__ = ["available_device", "limited_threads", "place", "resolve_device", "resolve_precision"]
+__all__ = [
+    "available_device",
+    "is_out_of_memory",
+    "limited_threads",
+    "place",
+    "resolve_device",
+    "resolve_precision",
+]
+
+# What libraries say that are out of memory without torch's own error for it.
+OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 # Images of up to this many values are computed on one thread. A second one would save less than a third of seconds.
 SMALL_IMAGE = 256
@@ -71,7 +82,7 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
+def resolve_precision(precision: str, device: torch.device, shape: ImageShape) -> torch.dtype | None:
     """Turn the parameter `precision` into the dtype of autocast.
 
     Parameters
@@ -80,6 +91,8 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype | Non
         "auto" is bfloat16 where the hardware computes it natively.
     device : torch.device
         Where training runs.
+    shape : tuple of int
+        Channels, height and width of an image.
 
     Returns
     -------
@@ -87,8 +100,18 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype | Non
         None is float32.
     """
     if precision == "auto":
-        precision = "bfloat16" if _has_bfloat16(device) else "float32"
+        is_bfloat16 = _has_bfloat16(device) and not (device.type == "cpu" and _may_be_thin(shape))
+        precision = "bfloat16" if is_bfloat16 else "float32"
     return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def _may_be_thin(shape: ImageShape) -> bool:
+    """Tell whether strided convolutions may shrink an image to a map of one pixel in width and more in height.
+
+    torch's own bfloat16 convolution on the CPU, seen in 2.13, then returns NaN now and then.
+    """
+    short, long = sorted(shape[1:])
+    return 1 < short < long and (short < 8 or long >= 2 * short)
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -96,6 +119,13 @@ def _has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # torch has no public question for this; without it float32 is the safe answer.
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the device, or the CPU, is out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 @contextmanager
@@ -115,6 +145,10 @@ def limited_threads(shape: ImageShape, device: torch.device) -> Iterator[None]:
     threads = torch.get_num_threads()
     if device.type == "cpu" and prod(shape) <= SMALL_IMAGE and threads > 1:
         torch.set_num_threads(1)
+        # The number is each thread's own, but threads that start later take the one that was set last, in any thread.
+        elsewhere = Thread(target=torch.set_num_threads, args=(threads,))
+        elsewhere.start()
+        elsewhere.join()
         try:
             yield
         finally:

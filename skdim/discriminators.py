@@ -379,6 +379,11 @@ class PriorNoise(nn.Module):
         self.is_uniform = prior == "uniform"
         self.strength = strength
 
+    def on_support(self, embedding: Tensor) -> Tensor:
+        """Bring embeddings (..., d) to the support of the prior, scaled to its zero mean and unit variance; float32."""
+        embedding = embedding.float()
+        return 12**0.5 * (torch.sigmoid(embedding) - 0.5) if self.is_uniform else embedding
+
     def forward(self, embedding: Tensor, generator: torch.Generator) -> Tensor:
         """Bring embeddings to the support of the prior and add noise.
 
@@ -392,12 +397,11 @@ class PriorNoise(nn.Module):
         Returns
         -------
         Tensor of shape (..., d), float32
-            Noisy embeddings.
+            Noisy embeddings, on the scale of `on_support`.
         """
-        embedding = embedding.float()
         shape, device = embedding.shape, embedding.device
         if self.is_uniform:
-            # Centred and of unit variance, like a batch norm would have it: the critics train faster.
-            noise = torch.rand(shape, generator=generator, device=device) - 0.5
-            return 12**0.5 * (torch.sigmoid(embedding) - 0.5 + self.strength * noise)
-        return embedding + self.strength * torch.randn(shape, generator=generator, device=device)
+            noise = 12**0.5 * (torch.rand(shape, generator=generator, device=device) - 0.5)
+        else:
+            noise = torch.randn(shape, generator=generator, device=device)
+        return self.on_support(embedding) + self.strength * noise

@@ -12,6 +12,8 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from skdim.files import is_image_files, read_images
+
 ImageShape = tuple[int, int, int]
 
 __all__ = ["ImageShape", "Images", "channel_statistics", "check_image_shape", "check_images"]
@@ -68,6 +70,8 @@ def check_images(
     X : array-like
         Flat rows (n, p) or images (n, C, H, W), (n, H, W, C) or (n, H, W); a NumPy array, DataFrame, torch tensor,
         list of arrays or anything that converts to an array. uint8 and float32 are kept, other types become float32.
+        Or a sequence of paths or Pillow images, which are read as `skdim.files.read_images` does, in colour where
+        `image_shape` has three or four channels.
     image_shape : tuple of int or None
         Channels, height and width, where known.
     data_format : {"auto", "channels_first", "channels_last"}
@@ -88,6 +92,10 @@ def check_images(
         If `X` is sparse, or holds what is no number.
     """
     name = type(estimator).__name__
+    if is_image_files(X):
+        # A few grey files among colour ones may be all that this call gets.
+        mode = {3: "RGB", 4: "RGBA"}.get(image_shape[0]) if image_shape is not None else None
+        X, data_format = read_images(X, mode=mode), "channels_last"
     X = _as_array(X, name)
     ndim = getattr(X, "ndim", 2)
     if ndim > 4:

@@ -1,17 +1,24 @@
-"""Encoding all images, in batches of one size."""
+"""Encoding all images, in batches of one size, and scoring their locations."""
+
+from math import log
 
 import torch
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
-from skdim.encoders import read_layers
+from skdim.devices import is_out_of_memory
+from skdim.discriminators import Critic
+from skdim.encoders import mean_over_map, read_layers
 from skdim.images import Images
+from skdim.model import InfoMaxModel
 
-__all__ = ["encode"]
+__all__ = ["encode", "local_scores"]
 
 # Images a batch. On the CPU larger batches bring nothing; on CUDA the batch shrinks where memory is short.
 CPU_BATCH = 128
 CUDA_BATCH = 1024
+# A critic may hold as many numbers a pair of location and embedding as it has units.
+SCORED_BATCH = 32
 
 
 def encode(encoder: nn.Module, images: Images, standardize: Standardizer, layer: str, width: int) -> Tensor:
@@ -46,7 +53,7 @@ def encode(encoder: nn.Module, images: Images, standardize: Standardizer, layer:
             try:
                 values = _encode_batch(encoder, standardize, batch, layer, batch_size)
             except RuntimeError as error:
-                if not _is_out_of_memory(error) or batch_size == 1:
+                if not is_out_of_memory(error) or batch_size == 1:
                     raise
                 batch_size //= 2
                 continue
@@ -65,5 +72,57 @@ def _encode_batch(encoder: nn.Module, standardize: Standardizer, batch: Tensor, 
     return read_layers(encoder, standardize(batch))[layer][:n_rows].flatten(1)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def local_scores(model: InfoMaxModel, images: Images, others: Images | None, standardize: Standardizer) -> Tensor:
+    """Score each location of images against the image's embedding, relative to locations of other images.
+
+    Parameters
+    ----------
+    model : InfoMaxModel
+        With a local critic, on the device of `standardize`; its modes are kept.
+    images : Images
+        The images.
+    others : Images or None
+        The other images; None means that for each of `images` these are the rest of them, at least one.
+    standardize : Standardizer
+        Applied to each batch.
+
+    Returns
+    -------
+    Tensor of shape (n, h, w), float32
+        On the CPU: score, less the logarithm of the mean exponential of the scores of all other images' locations
+        against the same embedding.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    critic: Critic = model.critics["local"]  # type: ignore[assignment]
+    with torch.inference_mode():
+        maps, vectors, (height, width) = _encode_pairs(model, critic, images, standardize)
+        own = critic.score(maps, vectors[:, None])[:, 0]
+        other_maps = maps if others is None else _encode_pairs(model, critic, others, standardize)[0]
+        levels = []
+        for start in range(0, len(other_maps), SCORED_BATCH):
+            scores = critic.score_all(other_maps[start : start + SCORED_BATCH], vectors)
+            if others is None:
+                column = torch.arange(scores.shape[1], device=scores.device)
+                scores[column + start, column] = -torch.inf
+            levels.append(torch.logsumexp(scores.flatten(1), dim=1))
+        n_others = len(other_maps) - (others is None)
+        level = torch.logsumexp(torch.stack(levels), dim=0) - log(n_others * own.shape[1])
+    for module, mode in modes.items():
+        module.training = mode
+    return (own - level[:, None]).view(-1, height, width).cpu()
+
+
+def _encode_pairs(
+    model: InfoMaxModel, critic: Critic, images: Images, standardize: Standardizer
+) -> tuple[Tensor, Tensor, torch.Size]:
+    """Both sides' parts of the critic's scores, (n, L, U) and (n, U), and height and width of the features."""
+    parts = []
+    for start in range(0, len(images), SCORED_BATCH):
+        embedding, features = model.encoder(standardize(images.take(slice(start, start + SCORED_BATCH))))
+        embedding = mean_over_map(embedding)
+        if model.noise is not None:
+            embedding = model.noise.on_support(embedding)
+        parts.append(critic.encode(features, embedding))
+    maps, vectors = (torch.cat(side) for side in zip(*parts, strict=True))
+    return maps, vectors, features.shape[2:]

@@ -4,17 +4,28 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+from skorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EpochScoring,
+    LRScheduler,
+    MlflowLogger,
+    NeptuneLogger,
+    SacredLogger,
+    TensorBoard,
+)
 from torch import Tensor
 
 from skdim.batches import Batches
+from skdim.checkpoints import Checkpoints, is_storable
 from skdim.model import InfoMaxModel
+from skdim.monitoring import StopTraining
 from skdim.views import Augmentation
 
 __all__ = ["DIMNet", "private_rng"]
@@ -23,33 +34,43 @@ __all__ = ["DIMNet", "private_rng"]
 # instead of spreading it. At a tenth of it the two stay in balance (both losses near chance, sigmoid(y) uniform).
 PRIOR_LR_RATIO = 0.1
 
+# Hooks of skorch that do nothing: EpochScoring's gathers predictions and labels, and there are none.
+IDLE_HOOKS = {
+    Callback.on_batch_begin,
+    Callback.on_batch_end,
+    TensorBoard.on_batch_end,
+    EpochScoring.on_batch_end,
+}
+
+# Those that do nothing unless ``log_on_batch_end`` is set.
+LOGGER_HOOKS = {NeptuneLogger.on_batch_end, SacredLogger.on_batch_end, MlflowLogger.on_batch_end}
+
 # What an epoch's record has beside its loss.
 RECORDED = (
     *("local", "global", "prior", "coordinate", "prior_discriminator", "local_bound", "global_bound"),
     *("seconds", "images_per_second"),
 )
 
+# Steps between two looks for a loss that is not finite, each of which makes the host wait for the device.
+CHECK_EVERY = 200
+
 # Reentrant, because a user's module may load or copy an estimator when it is built.
 _rng_lock = threading.RLock()
 
 
 @contextmanager
-def private_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators for a block and leave them as they were.
+def private_rng(seed: int, device: torch.device) -> Iterator[list[torch.Generator]]:
+    """Seed torch's global generators for a block, which gets them, and leave them as they were.
 
     Module initialisation and dropout know no other generator. The lock keeps threads from seeing each other's seed.
     """
     cuda = [device] if device.type == "cuda" else []
     with _rng_lock, torch.random.fork_rng(devices=cuda):
+        generators = [torch.default_generator, *(torch.cuda.default_generators[each.index] for each in cuda)]
         # Not torch.manual_seed, which seeds every device, also those that are not forked here.
-        torch.default_generator.manual_seed(seed)
-        for each in cuda:
-            torch.cuda.default_generators[each.index].manual_seed(seed)
-        yield
-
-
-class StopTraining(Exception):
-    """A callback has asked to end training; what is trained so far stands."""
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield generators
 
 
 class WeightedSum(torch.nn.Module):
@@ -111,6 +132,7 @@ class DIMNet(NeuralNet):
             train_split=None,
             verbose=0,
             device=None,
+            use_caching=False,
             **kwargs,
         )
 
@@ -129,7 +151,15 @@ class DIMNet(NeuralNet):
         return self
 
     def train(
-        self, batches: Batches, epochs: int, lr: float, lr_schedule: str, callbacks: Sequence[Callback] | None
+        self,
+        batches: Batches,
+        epochs: int,
+        lr: float,
+        lr_schedule: str,
+        callbacks: Sequence[Callback],
+        on_step: Callable[[int], None],
+        checkpoints: Checkpoints | None = None,
+        global_generators: Sequence[torch.Generator] = (),
     ) -> list[dict[str, float]]:
         """Train on some epochs more, from where the net stands.
 
@@ -143,8 +173,14 @@ class DIMNet(NeuralNet):
             Learning rate of encoder and critics; the prior discriminator's is a tenth of it.
         lr_schedule : {"one_cycle", "constant"}
             "one_cycle" warms up to `lr` and anneals to nearly 0 over these epochs.
-        callbacks : sequence of skorch.callbacks.Callback or None
-            The user's.
+        callbacks : sequence of skorch.callbacks.Callback
+            Notified in this order.
+        on_step : callable
+            Called with the number of images of each step, while the device may still be at work on it.
+        checkpoints : Checkpoints or None, default=None
+            Where each epoch's state is written. Training goes on from the state saved there.
+        global_generators : sequence of torch.Generator, default=()
+            Those that the encoder draws from, beside the net's own.
 
         Returns
         -------
@@ -154,26 +190,55 @@ class DIMNet(NeuralNet):
         Raises
         ------
         FloatingPointError
-            If a loss term is not finite at the end of an epoch.
+            If a loss term is not finite.
+        ValueError
+            If the saved state is not one of this model.
         """
         self.lr = lr
         n_steps = epochs * len(batches)
         self._schedulers = [_scheduler(self.optimizer_, lr_schedule, lr, n_steps)]
         if self.module_.prior is not None:
             self._schedulers.append(_scheduler(self.prior_optimizer_, lr_schedule, lr * PRIOR_LR_RATIO, n_steps))
-        self.callbacks = None if callbacks is None else list(callbacks)
+        self.callbacks = list(callbacks)
+        self.on_step = on_step
         self.initialize_callbacks()
         first = len(self.history)
-        # Not skorch's partial_fit, which swallows a KeyboardInterrupt and leaves a half-trained net that looks fitted.
-        self.notify("on_train_begin", X=batches, y=None)
-        with suppress(StopTraining):
-            self.fit_loop(batches, epochs=epochs)
-        self.notify("on_train_end", X=batches, y=None)
+        generators = [self.generator, *global_generators]
+        saved = None if checkpoints is None else checkpoints.saved
+        if saved is not None and len(saved["history"]) > epochs:
+            raise ValueError(f"max_epochs={epochs}, but the checkpoint has {len(saved['history'])} epochs of training.")
+        if saved is not None and (saved["end"] == "stopped" or (saved["end"] and len(saved["history"]) == epochs)):
+            self._load_state(saved, generators)
+        else:
+            self._run_epochs(batches, first + epochs, checkpoints, generators)
         self.module_.zero_grad(set_to_none=True)
+        return self.records(first)
+
+    def records(self, first: int) -> list[dict[str, float]]:
+        """Return loss, terms, seconds and images a second of the epochs from `first` on."""
         return [
             {"loss": epoch["train_loss"]} | {name: epoch[name] for name in epoch if name in RECORDED}
             for epoch in self.history[first:]
         ]
+
+    def _run_epochs(
+        self, batches: Batches, last: int, checkpoints: Checkpoints | None, generators: Sequence[torch.Generator]
+    ) -> None:
+        # Not skorch's partial_fit, which swallows a KeyboardInterrupt and leaves a half-trained net that looks fitted.
+        self.notify("on_train_begin", X=batches, y=None)
+        if checkpoints is not None and checkpoints.saved is not None:
+            self._load_state(checkpoints.saved, generators)
+        end = "stopped"
+        with suppress(StopTraining):
+            while len(self.history) < last:
+                self.fit_loop(batches, epochs=1)
+                if checkpoints is not None:
+                    checkpoints.write(len(self.history), self._state(generators))
+            end = "reached"
+        self.notify("on_train_end", X=batches, y=None)
+        if checkpoints is not None:
+            # Once more, because callbacks may have put other weights in place.
+            checkpoints.write(len(self.history), self._state(generators, end))
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Notify callbacks; one of skorch's that raises KeyboardInterrupt, as EarlyStopping does, ends training."""
@@ -200,6 +265,47 @@ class DIMNet(NeuralNet):
             del self.history[n_epochs:]
             raise
 
+    def _state(self, generators: Sequence[torch.Generator], end: str | None = None) -> dict[str, Any]:
+        """Collect all that the next epoch depends on, and the history; `end` says why there is no next one."""
+        self._check_finite_weights()
+        return {
+            "end": end,
+            "model": self.module_.state_dict(),
+            "frozen": [name for name, weight in self.module_.named_parameters() if not weight.requires_grad],
+            "optimizers": [getattr(self, name + "_").state_dict() for name in self._optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self._schedulers],
+            "generators": [generator.get_state() for generator in generators],
+            "callbacks": {name: _callback_state(callback) for name, callback in self.callbacks_},
+            # One batch stands for all, as everywhere where nobody watches them.
+            "history": [{**epoch, "batches": epoch["batches"][-1:]} for epoch in self.history.to_list()],
+        }
+
+    def _load_state(self, state: dict[str, Any], generators: Sequence[torch.Generator]) -> None:
+        try:
+            self.module_.load_state_dict(state["model"])
+            for name, weight in self.module_.named_parameters():
+                weight.requires_grad_(name not in state["frozen"])
+            for name, optimizer_state in zip(self._optimizers, state["optimizers"], strict=True):
+                _load_optimizer(getattr(self, name + "_"), optimizer_state)
+            for scheduler, scheduler_state in zip(self._schedulers, state["schedulers"], strict=True):
+                scheduler.load_state_dict(scheduler_state)
+            for generator, generator_state in zip(generators, state["generators"], strict=True):
+                generator.set_state(generator_state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"The checkpoint is of another model than the parameters give now: {error}") from error
+        for name, callback in self.callbacks_:
+            _load_callback(callback, state["callbacks"].get(name, {}))
+        self.history[:] = state["history"]
+
+    def _check_finite_weights(self) -> None:
+        """Keep a broken state from following a good one into the checkpoints."""
+        for name, parameter in self.module_.named_parameters():
+            if not parameter.isfinite().all():
+                raise FloatingPointError(
+                    f"The weight {name!r} is not finite after epoch {len(self.history)}: training diverged. "
+                    f"Lower lr (now {self.lr}) or use precision='float32'."
+                )
+
     def draw_seed(self) -> int:
         """Draw a seed from the net's generator."""
         device = self.generator.device
@@ -222,18 +328,21 @@ class DIMNet(NeuralNet):
         start = time.perf_counter()
         total: Tensor | None = None
         n_images = 0
-        for batch in iterator:
+        for step, batch in enumerate(iterator, start=1):
             if watch_batches:
-                self.notify("on_batch_begin", batch=batch, training=True)
+                self.notify("on_batch_begin", batch=(batch, None), training=True)
             terms = step_fn(batch)
             names = list(terms)
             values = torch.stack(list(terms.values())) * len(batch)
             total = values if total is None else total + values
             n_images += len(batch)
+            if step % CHECK_EVERY == 0:
+                self._check_finite(dict(zip(names, total.tolist(), strict=True)))
             if watch_batches:
                 self.history.record_batch("train_loss", terms["train_loss"].item())
                 self.history.record_batch("train_batch_size", len(batch))
-                self.notify("on_batch_end", batch=batch, training=True, loss=terms["train_loss"], y_pred=None)
+                self.notify("on_batch_end", batch=(batch, None), training=True, loss=terms["train_loss"], y_pred=None)
+            self.on_step(len(batch))
         assert total is not None
         means = dict(zip(names, (total / n_images).tolist(), strict=True))
         seconds = time.perf_counter() - start
@@ -270,7 +379,8 @@ class DIMNet(NeuralNet):
         self.optimizer_.zero_grad(set_to_none=True)
         loss.backward()
         if any(_overrides(callback, "on_grad_computed") for _, callback in self.callbacks_):
-            self.notify("on_grad_computed", named_parameters=list(model.named_parameters()), batch=batch, training=True)
+            named = list(model.named_parameters())
+            self.notify("on_grad_computed", named_parameters=named, batch=(batch, None), training=True)
         self.optimizer_.step()
         for scheduler in self._schedulers:
             scheduler.step()
@@ -285,6 +395,34 @@ class DIMNet(NeuralNet):
         return loss
 
 
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                # Fused kernels take it for granted that moments lie in memory as their parameter does.
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _callback_state(callback: Callback) -> dict[str, Any]:
+    """Read what a callback carries from epoch to epoch: by skorch's convention, attributes ending in an underscore."""
+    states = {}
+    for name, value in vars(callback).items():
+        if name.endswith("_"):
+            has_state = hasattr(value, "state_dict") and not isinstance(value, type)
+            states[name] = value.state_dict() if has_state else value
+    return {name: state for name, state in states.items() if is_storable(state)}
+
+
+def _load_callback(callback: Callback, states: dict[str, Any]) -> None:
+    for name, state in states.items():
+        value: Any = getattr(callback, name, None)
+        if hasattr(value, "load_state_dict"):
+            value.load_state_dict(state)
+        else:
+            setattr(callback, name, state)
+
+
 def _overrides(callback: Callback, hook: str) -> bool:
     return getattr(type(callback), hook) is not getattr(Callback, hook)
 
@@ -292,7 +430,8 @@ def _overrides(callback: Callback, hook: str) -> bool:
 def _acts_on_batches(callback: Callback) -> bool:
     if isinstance(callback, LRScheduler):
         return callback.step_every == "batch"
-    return _overrides(callback, "on_batch_begin") or _overrides(callback, "on_batch_end")
+    idle = IDLE_HOOKS if getattr(callback, "log_on_batch_end", True) else IDLE_HOOKS | LOGGER_HOOKS
+    return any(getattr(type(callback), hook) not in idle for hook in ("on_batch_begin", "on_batch_end"))
 
 
 def _raised_by_skorch(error: BaseException) -> bool:

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from skorch.callbacks import Callback, LRScheduler
-
 from skdim.model import NEGATIVES
 
-__all__ = ["check_callbacks", "check_negatives", "check_weights"]
+__all__ = ["check_negatives", "check_weights"]
 
 
 def check_weights(weights: Mapping[str, float], prior_matching: str) -> None:
@@ -62,27 +60,3 @@ def check_negatives(negatives: Any, critics: Iterable[str]) -> dict[str, tuple[s
             f"'global', got {negatives!r}."
         )
     return {name: schemes[name] for name in critics}
-
-
-def check_callbacks(callbacks: Any, lr_schedule: str) -> None:
-    """Check that callbacks are skorch's, and that no two schedules set the learning rate.
-
-    Parameters
-    ----------
-    callbacks : sequence or None
-        As in `DIMTransformer`.
-    lr_schedule : {"one_cycle", "constant"}
-        As in `DIMTransformer`.
-
-    Raises
-    ------
-    ValueError
-        If they are not.
-    """
-    for entry in callbacks or ():
-        callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
-        is_class = isinstance(callback, type)
-        if not (issubclass(callback, Callback) if is_class else isinstance(callback, Callback)):
-            raise ValueError(f"callbacks must be a list of skorch.callbacks.Callback, got {entry!r} in it.")
-        if lr_schedule != "constant" and (callback is LRScheduler or isinstance(callback, LRScheduler)):
-            raise ValueError(f"LRScheduler in callbacks needs lr_schedule='constant', got {lr_schedule!r}.")

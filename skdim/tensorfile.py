@@ -9,15 +9,16 @@ import json
 import math
 import os
 import reprlib
-import secrets
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from skdim.atomic import write_atomically
 
 __all__ = ["InvalidFileError", "check_names", "check_shapes", "read_header", "read_tensors", "write_tensor_file"]
 
@@ -55,7 +56,7 @@ def write_tensor_file(path: str | os.PathLike[str], content: dict[str, Any], ten
             "History, column names and the rest of what is to be saved beside the weights are too long: they take more "
             f"than {MAX_HEADER_BYTES} bytes."
         )
-    _write_atomically(path, data)
+    write_atomically(Path(path).absolute(), data)
 
 
 def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -204,26 +205,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that its name always holds the old bytes or the new ones, whole, also after a crash."""
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    # The new name is safe only once its directory is; only POSIX can open one.
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

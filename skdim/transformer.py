@@ -4,7 +4,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from math import prod
 from numbers import Integral, Real
 from typing import Any, Self
@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -19,23 +20,41 @@ from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import Callback
 from torch import nn
 
+from skdim._version import __version__
 from skdim.batches import Batches, Standardizer
-from skdim.devices import available_device, limited_threads, place, resolve_device, resolve_precision
+from skdim.checkpoints import Checkpoints, describe, describe_images
+from skdim.devices import (
+    available_device,
+    is_out_of_memory,
+    limited_threads,
+    place,
+    resolve_device,
+    resolve_precision,
+)
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
 from skdim.inference import encode
 from skdim.model import NEGATIVES, build_model
+from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
-from skdim.parameters import check_callbacks, check_negatives, check_weights
+from skdim.parameters import check_negatives, check_weights
 from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
 from skdim.views import Augmentation, Occlusion, check_augmentation
 
 # Lives only in the process that trained; the rest of the estimator is pickled.
 _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
 
+# Parameters that a checkpoint does not compare, because training is the same whatever they are, or because the images,
+# the resolved device and precision and the drawn seed are compared instead. Callbacks cannot be compared.
+_NOT_COMPARED = (
+    *("callbacks", "checkpoint_dir", "data_format", "device", "image_shape", "output_layer", "precision"),
+    *("random_state", "verbose", "warm_start"),
+)
+_SEED = "seed drawn from random_state"
 
-class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+
+class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, CallbackSupportMixin, BaseEstimator):
     r"""Learn image embeddings without labels by Deep InfoMax.
 
     Trains an encoder to maximise the mutual information between an image, its local patches and its embedding, while
@@ -160,16 +179,32 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     warm_start : bool, default=False
         Whether `fit` goes on from the last solution.
 
+    checkpoint_dir : str or path-like, default=None
+        Directory in which `fit` writes the state of training after each epoch: one safetensors file of 12 bytes a
+        weight, of which it keeps the newest two. A `fit` that finds a state there goes on from it, to the same bits as
+        without the interruption; after the last epoch it returns the result. The directory is for one training: one of
+        other parameters or images is refused. With ``random_state=None`` the seed of the first attempt is taken over,
+        and with ``lr_schedule="constant"`` `max_epochs` may be raised, to train on. A checkpoint that cannot be
+        written is a warning. `partial_fit` takes no notice of the directory, and ``warm_start=True`` excludes it.
+
     callbacks : list of skorch.callbacks.Callback, default=None
         Callbacks for the training net, ``EarlyStopping(monitor="train_loss")`` for one. There is no validation loss;
         the loss is "train_loss" in the net's history, beside the terms that `history_` has. A callback that acts on
-        batches makes the device wait for the host after each of them. An LRScheduler needs
-        ``lr_schedule="constant"``; it sets the rate of encoder and critics, not the prior discriminator's.
+        batches makes the device wait for the host after each of them. In a training that goes on from a checkpoint,
+        attributes that end in an underscore are taken up again if they are numbers, strings, tensors, or lists or dicts
+        of them, or have a ``state_dict``; parameters of callbacks are not compared. An LRScheduler needs
+        ``lr_schedule="constant"``; it sets the rate of encoder and critics, not the prior discriminator's. An
+        EpochScoring needs ``on_train=True`` and a function ``scoring(net, X, y)`` of your own. Callbacks of
+        scikit-learn (from 1.9 on) are set with `set_callbacks` instead.
 
     random_state : int, RandomState instance or None, default=None
         Draws initial weights, batches, negatives and prior samples. An int gives the same bits on the same machine
         with the same number of threads; images of up to 256 values are always computed on one thread, so that
         searches over them give the same bits for any `n_jobs`.
+
+    verbose : int, default=0
+        With 1, training shows a bar on a terminal or in a notebook: epochs, losses, images a second and the time left.
+        With or without it, a line an epoch goes to ``logging.getLogger("skdim")`` at level INFO.
 
     Attributes
     ----------
@@ -262,8 +297,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "compile": ["boolean"],
         "warm_start": ["boolean"],
+        "checkpoint_dir": [str, os.PathLike, None],
         "callbacks": [list, tuple, None],
         "random_state": ["random_state"],
+        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -296,8 +333,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         precision: str = "auto",
         compile: bool = False,
         warm_start: bool = False,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         callbacks: list[Callback] | None = None,
         random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
     ) -> None:
         self.n_components = n_components
         self.image_shape = image_shape
@@ -326,8 +365,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.precision = precision
         self.compile = compile
         self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
         self.callbacks = callbacks
         self.random_state = random_state
+        self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: None = None) -> Self:
@@ -336,7 +377,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Parameters
         ----------
         X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
-            At least two images: uint8, scaled by 1/255, or numbers of any scale, computed with as float32.
+            At least two images: uint8, scaled by 1/255, or numbers of any scale, computed with as float32. Or a
+            sequence of paths or Pillow images, see `skdim.files.read_images`.
         y : None
             Ignored.
 
@@ -348,13 +390,30 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Raises
         ------
         ValueError
-            If a parameter or the images are unfit. The estimator is then as it was.
+            If a parameter or the images are unfit, or `checkpoint_dir` holds another training or only damaged files.
+            The estimator is then as it was.
+        OSError
+            If `checkpoint_dir` cannot be written to. The estimator is then as it was.
         FloatingPointError
             If training diverges. The estimator is then as it was.
+        torch.OutOfMemoryError
+            If memory is short. The estimator is then as it was.
         """
+        if self.warm_start and self.checkpoint_dir is not None:
+            raise ValueError(
+                "checkpoint_dir needs warm_start=False: where a training that goes on from another one began, no "
+                "checkpoint can tell."
+            )
         go_on = self.warm_start and hasattr(self, "encoder_")
-        with self._unchanged_on_error():
-            self._train(X, go_on=go_on, epochs=self.max_epochs, lr_schedule=self.lr_schedule)
+        with FitTask(self, X, y, self.max_epochs) as task, self._unchanged_on_error():
+            self._train(
+                X,
+                go_on=go_on,
+                epochs=self.max_epochs,
+                lr_schedule=self.lr_schedule,
+                checkpoint_dir=self.checkpoint_dir,
+                watchers=[task],
+            )
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -379,6 +438,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             If a parameter or the images are unfit. The estimator is then as it was.
         FloatingPointError
             If training diverges. The estimator is then as it was.
+        torch.OutOfMemoryError
+            If memory is short. The estimator is then as it was.
         """
         # scikit-learn's context checks them before the first call only.
         self._validate_params()
@@ -386,7 +447,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
         return self
 
-    def transform(self, X: Any) -> NDArray[np.float32]:
+    def transform(self, X: Any) -> NDArray[np.float32] | torch.Tensor:
         """Compute the embeddings of images.
 
         Parameters
@@ -398,6 +459,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         -------
         ndarray of shape (n, n_features_out), float32
             The embeddings, or the layer that `output_layer` names. An image has the same embedding in any batch.
+            With scikit-learn's array API dispatch on, torch tensors give a tensor on their device.
 
         Raises
         ------
@@ -412,7 +474,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self._warn_of_other_scale(images, stacklevel=4)
         standardize = Standardizer(self.mean_, self.std_, self.device_)
         with limited_threads(images.shape, self.device_):
-            return encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out).numpy()
+            values = encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out)
+        if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
+            return values.to(X.device)
+        return values.numpy()
 
     def to(self, device: str) -> Self:
         """Move the fitted encoder to a device.
@@ -533,7 +598,16 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         dim._trained_on_uint8 = model.trained_on_uint8
         return dim
 
-    def _train(self, X: Any, *, go_on: bool, epochs: int, lr_schedule: str) -> None:
+    def _train(
+        self,
+        X: Any,
+        *,
+        go_on: bool,
+        epochs: int,
+        lr_schedule: str,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        watchers: Sequence[Callback] = (),
+    ) -> None:
         weights = {
             "local": self.local_weight,
             "global": self.global_weight,
@@ -550,8 +624,14 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if go_on:
             self._warn_of_other_scale(images, stacklevel=5)
         entropy = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        encoder_seed, net_seed = (int(seed) for seed in np.random.SeedSequence(entropy).generate_state(2))
-        with limited_threads(images.shape, device):
+        with (
+            self._open_checkpoints(checkpoint_dir, images, device, entropy) as checkpoints,
+            limited_threads(images.shape, device),
+            self._advised_on_memory(device),
+        ):
+            if checkpoints is not None:
+                entropy = checkpoints.identity[_SEED]
+            encoder_seed, net_seed = (int(seed) for seed in np.random.SeedSequence(entropy).generate_state(2))
             if not go_on:
                 self._start(images, encoder_seed)
             standardize = Standardizer(self.mean_, self.std_, device)
@@ -562,15 +642,51 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             with ExitStack() as stack:
                 if go_on:
                     stack.enter_context(self.net_.rolled_back_on_error())
-                if not isinstance(self.encoder, str):
-                    # The user's modules may draw from torch's global generators, in dropout say; ours never do.
-                    stack.enter_context(private_rng(self.net_.draw_seed(), device))
-                records = self.net_.train(batches, epochs, self.lr, lr_schedule, self.callbacks)
+                generators = []
+                if not isinstance(self.encoder, str) or callable(self.augmentation):
+                    # What the user brings may draw from torch's global generators, in dropout say; ours never do.
+                    generators = stack.enter_context(private_rng(self.net_.draw_seed(), device))
+                progress = stack.enter_context(Progress(epochs, len(images), self.verbose))
+                # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
+                callbacks = [progress, *(self.callbacks or ()), *watchers]
+                records = self.net_.train(
+                    batches, epochs, self.lr, lr_schedule, callbacks, progress.step, checkpoints, generators
+                )
                 self.encoder_.eval()
                 self._check_finite_embeddings(images)
-        self.history_ = self.history_ + records
-        self.n_iter_ = len(self.history_)
-        self.loss_curve_ = [epoch["loss"] for epoch in self.history_]
+        self.__dict__.update(training_attributes(self.history_ + records))
+
+    def _open_checkpoints(
+        self, folder: str | os.PathLike[str] | None, images: Images, device: torch.device, seed: int
+    ) -> AbstractContextManager[Checkpoints | None]:
+        """Open the directory of checkpoints for the training that parameters, images and seed make."""
+        if folder is None:
+            return nullcontext()
+        params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_COMPARED}
+        if self.lr_schedule == "constant":
+            # More epochs are then the same training, made longer.
+            del params["max_epochs"]
+        identity = {
+            **{name: describe(value) for name, value in params.items()},
+            "device": device.type,
+            "precision": str(resolve_precision(self.precision, device, images.shape) or torch.float32),
+            _SEED: seed,
+            "images": describe_images(images),
+            "version": __version__,
+        }
+        return Checkpoints(folder, identity, adopted=[_SEED] if self.random_state is None else [])
+
+    @contextmanager
+    def _advised_on_memory(self, device: torch.device) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise torch.OutOfMemoryError(
+                f"Out of memory on {device} in training: lower batch_size (now {self.batch_size}), then mi_units (now "
+                f"{self.mi_units}). {error}"
+            ) from error
 
     def _check_finite_embeddings(self, images: Images) -> None:
         """Catch a last step that went wrong, which no loss saw any more."""
@@ -644,7 +760,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             model.compile()
         self.net_ = DIMNet(
             model,
-            autocast_dtype=resolve_precision(self.precision, device),
+            autocast_dtype=resolve_precision(self.precision, device, self.image_shape_),
             generator=torch.Generator(device).manual_seed(seed),
             augmentation=augmentation,
         ).initialize()

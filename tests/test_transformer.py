@@ -423,7 +423,9 @@ def test_epoch_and_batch_callbacks(digits):
 
     class BatchWatcher(Watcher):
         def on_batch_end(self, net, batch, loss, **kwargs):
-            events.append((len(batch), net.history[-1, "batches", -1, "train_loss"] == loss.item()))
+            images, y = batch
+            assert y is None
+            events.append((len(images), net.history[-1, "batches", -1, "train_loss"] == loss.item()))
 
     dim = small(callbacks=[Watcher()]).fit(digits[0])
     assert events == ["train", *(("epoch", loss, 1) for loss in dim.loss_curve_)]

@@ -8,7 +8,7 @@ returns everything `output_layer` can name; `LayerEncoder` makes an encoder of a
 
 from skdim.encoders.adapter import LayerEncoder
 from skdim.encoders.alexnet import AlexNetEncoder
-from skdim.encoders.blocks import FlattenMap, halving_stack, n_halvings
+from skdim.encoders.blocks import FlattenMap, halving_stack, mean_over_map, n_halvings
 from skdim.encoders.build import ENCODERS, build_encoder, make_encoder
 from skdim.encoders.dcgan import DCGANEncoder
 from skdim.encoders.reading import InvalidEncoderError, layer_shapes, local_features, read_layers, receptive_fields
@@ -31,6 +31,7 @@ __all__ = [
     "layer_shapes",
     "local_features",
     "make_encoder",
+    "mean_over_map",
     "n_halvings",
     "read_layers",
     "receptive_fields",

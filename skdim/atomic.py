@@ -1,0 +1,56 @@
+"""Writing a file so that it is there whole or not at all."""
+
+import errno
+import os
+import secrets
+from pathlib import Path
+
+__all__ = ["write_atomically"]
+
+
+def write_atomically(path: Path, data: bytes | bytearray) -> None:
+    """Write a file through a temporary one beside it.
+
+    Whatever happens, a killed process or a full disk, `path` is the new file or what it was before. A process that is
+    killed may leave a temporary file, whose name starts with a dot and that of `path` and ends in ".tmp".
+
+    Parameters
+    ----------
+    path : Path
+        In a folder that is there.
+    data : bytes or bytearray
+        Its content.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    # Not tempfile, whose files only their owner can read: the mode is the umask's.
+    # Cut, because a name may be as long as a name can be.
+    temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name to the disk too, where the system has a call for it."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems know no such thing.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,226 @@
+"""What training shows and whom it asks: a progress bar, a log, and the callbacks of scikit-learn and of skorch."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, Self
+
+from skorch.callbacks import (
+    BatchScoring,
+    Callback,
+    EpochScoring,
+    InputShapeSetter,
+    LRScheduler,
+    PassthroughScoring,
+    PrintLog,
+    ProgressBar,
+)
+
+try:
+    from sklearn.callback import CallbackSupportMixin
+except ImportError:  # scikit-learn < 1.9 has no callbacks
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Stands in for scikit-learn's; an estimator without `set_callbacks` supports none."""
+
+
+__all__ = ["CallbackSupportMixin", "FitTask", "Progress", "StopTraining", "check_callbacks", "training_attributes"]
+
+logger = logging.getLogger("skdim")
+
+# What the bar and the log show of an epoch's record.
+SHOWN = {"train_loss": "loss"} | {name: name for name in ("local", "global", "coordinate", "prior")}
+
+
+class StopTraining(Exception):
+    """A callback has asked to end training; what is trained so far stands."""
+
+
+def training_attributes(history: list[dict[str, float]]) -> dict[str, Any]:
+    """Make the fitted attributes that say how training went, of one record an epoch."""
+    return {"history_": history, "n_iter_": len(history), "loss_curve_": [epoch["loss"] for epoch in history]}
+
+
+class Progress(Callback):
+    """One bar over all epochs of a training, and one line an epoch in the log "skdim" at level INFO.
+
+    The bar is drawn on a terminal or in a notebook, never into a pipe or file. It counts the images of the steps that
+    were given to the device and shows the losses of the last epoch, so that no step waits for the device.
+
+    Parameters
+    ----------
+    n_epochs : int
+        Epochs of this training.
+    n_images : int
+        Images of an epoch.
+    verbose : int
+        With 0 there is no bar.
+    """
+
+    def __init__(self, n_epochs: int, n_images: int, verbose: int) -> None:
+        self.n_epochs = n_epochs
+        self.n_images = n_images
+        self.verbose = verbose
+        self.epoch = 0
+        self.bar: Any = None
+
+    def __enter__(self) -> Self:
+        # A notebook's stderr is no terminal; there tqdm draws a widget or, without ipywidgets, text.
+        if self.verbose and self.n_epochs and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+            # Not at the top: tqdm warns on import in a notebook without ipywidgets.
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(
+                total=self.n_epochs * self.n_images,
+                unit=" images",
+                unit_scale=True,
+                dynamic_ncols=True,
+                bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}",
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_epoch_begin(self, net: Any, **_: Any) -> None:
+        self.epoch += 1
+        if self.bar is not None:
+            self.bar.set_description(f"Epoch {self.epoch}/{self.n_epochs}")
+
+    def step(self, n_images: int) -> None:
+        """Count the images of one step."""
+        if self.bar is not None:
+            self.bar.update(n_images)
+
+    def on_epoch_end(self, net: Any, **_: Any) -> None:
+        record = net.history[-1]
+        losses = {shown: f"{record[name]:.3g}" for name, shown in SHOWN.items() if name in record}
+        if self.bar is not None:
+            self.bar.set_postfix(losses)
+        logger.info(
+            "Epoch %d/%d: %s, %.0f images/s",
+            self.epoch,
+            self.n_epochs,
+            ", ".join(f"{name} {value}" for name, value in losses.items()),
+            record["images_per_second"],
+        )
+
+
+class FitTask(Callback):
+    """Tells scikit-learn's callbacks of a fit and, as its subtasks, of the epochs; each of them may stop training.
+
+    A callback that asks for the `fitted_estimator` gets a copy that transforms as if the fit had ended there. With
+    scikit-learn < 1.9 nobody is told.
+
+    Parameters
+    ----------
+    estimator : DIMTransformer
+        What is fitted.
+    X, y
+        As they came into `fit`.
+    max_epochs : int
+        Most epochs.
+    """
+
+    def __init__(self, estimator: Any, X: Any, y: Any, max_epochs: int) -> None:
+        self.estimator = estimator
+        self.X = X
+        self.y = y
+        self.max_epochs = max_epochs
+        self.epoch: Any = None
+
+    def __enter__(self) -> Self:
+        self.context = None
+        if hasattr(self.estimator, "set_callbacks"):
+            self.context = self.estimator._init_callback_context(max_subtasks=self.max_epochs)
+            self.context.call_on_fit_task_begin(estimator=self.estimator, X=self.X, y=self.y)
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None and self.context is not None:
+            self.context.call_on_fit_task_end(
+                estimator=self.estimator, X=self.X, y=self.y, reconstruction_attributes={}
+            )
+        # The net keeps its callbacks, and must not keep the images with them.
+        self.estimator = self.X = self.y = None
+
+    def on_train_begin(self, net: Any, **_: Any) -> None:
+        self.first_epoch = len(net.history)
+
+    def on_epoch_begin(self, net: Any, **_: Any) -> None:
+        if self.context is not None:
+            self.epoch = self.context.subcontext(task_name="epoch")
+            self.epoch.call_on_fit_task_begin(estimator=self.estimator, X=self.X, y=self.y)
+
+    def on_epoch_end(self, net: Any, **_: Any) -> None:
+        if self._end_epoch(net):
+            raise StopTraining
+
+    def on_train_end(self, net: Any, **_: Any) -> None:
+        # Where another callback has stopped training, the last epoch is still open.
+        self._end_epoch(net)
+
+    def _end_epoch(self, net: Any) -> bool:
+        if self.epoch is None:
+            return False
+        epoch, self.epoch = self.epoch, None
+        history = self.estimator.history_ + net.records(self.first_epoch)
+        return epoch.call_on_fit_task_end(
+            estimator=self.estimator, X=self.X, y=self.y, reconstruction_attributes=training_attributes(history)
+        )
+
+
+def check_callbacks(callbacks: Sequence[Any] | None, lr_schedule: str) -> None:
+    """Refuse what is no callback of skorch and those of skorch that a training without labels cannot serve.
+
+    Parameters
+    ----------
+    callbacks : sequence or None
+        Instances or classes of `skorch.callbacks.Callback`, or pairs of a name and one of them.
+    lr_schedule : str
+        The parameter of `DIMTransformer`.
+
+    Raises
+    ------
+    ValueError
+        If there is one; the message names it and says what serves instead.
+    """
+    for entry in callbacks or ():
+        callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            callback = callback()
+        if not isinstance(callback, Callback):
+            raise ValueError(f"callbacks must be a list of skorch.callbacks.Callback, got {entry!r} in it.")
+        misfit = _misfit(callback, lr_schedule)
+        if misfit is not None:
+            raise ValueError(f"{type(callback).__name__} in callbacks {misfit}.")
+
+
+def _misfit(callback: Callback, lr_schedule: str) -> str | None:
+    """Say why a callback cannot work here and what does."""
+    if isinstance(callback, LRScheduler) and lr_schedule != "constant":
+        return f"needs lr_schedule='constant', got {lr_schedule!r}"
+    if isinstance(callback, ProgressBar):
+        return "makes every step wait for the device; use verbose=1 instead"
+    if isinstance(callback, PrintLog) and callback.sink is print:
+        return "prints nothing here; use verbose=1, the log 'skdim' at level INFO, or give it a sink"
+    if isinstance(callback, InputShapeSetter):
+        return "is not needed: the encoder is built for the shape of the images"
+    if isinstance(callback, EpochScoring | BatchScoring | PassthroughScoring) and not callback.on_train:
+        return "needs on_train=True: there are no validation images"
+    if isinstance(callback, EpochScoring | BatchScoring) and not _scores_without_labels(callback.scoring):
+        return (
+            f"cannot use scoring={callback.scoring!r}: there are no labels and no predictions; use a function "
+            "scoring(net, X, y) of your own, which finds the encoder in net.module_.encoder and gets y=None"
+        )
+    monitor = getattr(callback, "monitor", None)
+    if monitor in ("valid_loss", "valid_loss_best"):
+        instead = "train_loss" if monitor == "valid_loss" else "train_loss_best"
+        after = "" if monitor == "valid_loss" else " after PassthroughScoring('train_loss', on_train=True)"
+        return f"monitors {monitor!r}, but there are no validation images; use monitor={instead!r}{after}"
+    return None
+
+
+def _scores_without_labels(scoring: Any) -> bool:
+    return callable(scoring) and not getattr(scoring, "__module__", "").startswith("sklearn.")

@@ -1,0 +1,272 @@
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA
+from torch import nn
+
+from skdim import DIMTransformer
+from skdim.displays import (
+    EmbeddingDisplay,
+    FilterDisplay,
+    NeighborsDisplay,
+    ScoreMapDisplay,
+    TrainingCurveDisplay,
+)
+from skdim.pictures import to_rgb
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def small(**params):
+    # bfloat16 convolutions of odd sizes give NaN now and then in some builds of torch.
+    return DIMTransformer(
+        **{"precision": "float32", "n_components": 4, "max_epochs": 2, "mi_units": 8, "random_state": 0} | params
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(colour_images):
+    return small().fit(colour_images[0])
+
+
+def test_training_curves_are_the_history(fitted):
+    _, ax = plt.subplots()
+    display = TrainingCurveDisplay.from_estimator(fitted, ax=ax, linewidth=3)
+    assert display.ax_ is ax
+    assert display.figure_ is ax.figure
+    terms = set(fitted.history_[0]) - {"seconds", "images_per_second"}
+    assert set(display.lines_) == terms >= {"loss", "local", "global", "prior", "local_bound"}
+    for name, line in display.lines_.items():
+        assert list(line.get_xdata()) == [1, 2]
+        assert list(line.get_ydata()) == [epoch[name] for epoch in fitted.history_]
+        assert line.get_linewidth() == 3
+    assert display.lines_["local"].get_color() == display.lines_["local_bound"].get_color()
+    assert len({line.get_color() for line in display.lines_.values()}) == len(terms) - 2
+    assert ax.get_xlabel() == "Epoch"
+    assert ax.get_legend().get_texts()[0].get_text() == "loss (weighted sum)"
+
+
+def test_terms_that_only_some_epochs_have(digits):
+    dim = small(prior_weight=0, max_epochs=1, warm_start=True).fit(digits[0])
+    with pytest.warns(UserWarning, match="new discriminators"):
+        dim.set_params(prior_weight=0.1).fit(digits[0])
+    lines = TrainingCurveDisplay.from_estimator(dim).lines_
+    np.testing.assert_array_equal(lines["prior"].get_ydata(), [np.nan, dim.history_[1]["prior"]])
+
+
+def test_no_epochs_no_curves(digits):
+    with pytest.raises(ValueError, match="history has no epochs"):
+        TrainingCurveDisplay.from_estimator(small(max_epochs=0).fit(digits[0]))
+
+
+def drawn_points(ax):
+    return {points.get_label(): points for points in ax.collections}
+
+
+def test_embedding_by_class(fitted, colour_images):
+    X, y = colour_images
+    names = np.array(["red", "green", "blue"])[y]
+    display = EmbeddingDisplay.from_estimator(fitted, X, names, s=7)
+    expected = PCA(2).fit_transform(fitted.transform(X))
+    points = drawn_points(display.ax_)
+    assert set(points) == {"red", "green", "blue"}
+    for name, drawn in points.items():
+        np.testing.assert_allclose(drawn.get_offsets(), expected[names == name], rtol=1e-4, atol=1e-5)
+        assert drawn.get_sizes() == [7]
+    assert len({tuple(drawn.get_facecolor()[0]) for drawn in points.values()}) == 3
+    assert {text.get_text() for text in display.ax_.get_legend().get_texts()} == set(points)
+    assert display.ax_.get_xlabel() == "Principal component 1"
+
+
+def test_embedding_by_value_has_a_colour_bar(fitted, colour_images):
+    X, _ = colour_images
+    values = np.linspace(0.1, 2.3, len(X))
+    display = EmbeddingDisplay.from_estimator(fitted, X, values)
+    (points,) = display.ax_.collections
+    assert np.array_equal(points.get_array(), values)
+    assert len(display.figure_.axes) == 2
+    assert display.ax_.get_legend() is None
+
+
+def test_more_classes_than_colours_are_told_apart():
+    display = EmbeddingDisplay(np.random.default_rng(0).random((30, 2)), y=np.arange(30)).plot()
+    drawn = display.ax_.collections
+    looks = {(tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes()) for points in drawn}
+    assert len(looks) == 30
+
+
+class FirstTwo(BaseEstimator):
+    def fit_transform(self, X):
+        return X[:, :2]
+
+
+def test_embedding_projections(fitted, colour_images):
+    X, _ = colour_images
+    display = EmbeddingDisplay.from_estimator(fitted, X, projection=FirstTwo())
+    assert np.array_equal(display.coordinates, fitted.transform(X)[:, :2])
+    tsne = [EmbeddingDisplay.from_estimator(fitted, X[:20], projection="tsne", random_state=0) for _ in range(2)]
+    assert tsne[0].coordinates.shape == (20, 2)
+    assert np.array_equal(tsne[0].coordinates, tsne[1].coordinates)
+    with pytest.raises(ValueError, match="projection must be 'pca', 'tsne' or a transformer, got 'umap'"):
+        EmbeddingDisplay.from_estimator(fitted, X, projection="umap")
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        EmbeddingDisplay.from_estimator(fitted, X, [0, 1])
+
+
+def test_thumbnails_are_the_images_and_do_not_overlap(fitted, colour_images):
+    X, y = colour_images
+    display = EmbeddingDisplay.from_estimator(fitted, X, y, n_thumbnails=10)
+    boxes = display.ax_.artists
+    assert 1 < len(boxes) == len(display.thumbnails_) <= 10
+    for i, box in zip(display.thumbnails_, boxes, strict=True):
+        assert box.xy == pytest.approx(display.coordinates[i])
+        np.testing.assert_allclose(box.offsetbox.get_data(), X[i].transpose(1, 2, 0) / np.float32(255))
+    display.figure_.canvas.draw()
+    extents = [box.get_window_extent() for box in boxes]
+    assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[:i])
+    with pytest.raises(ValueError, match="n_thumbnails needs pictures"):
+        EmbeddingDisplay(display.coordinates).plot(n_thumbnails=1)
+
+
+@pytest.mark.parametrize(("metric", "order"), [("manhattan", 1), ("euclidean", 2)])
+def test_neighbors(fitted, colour_images, metric, order):
+    X, _ = colour_images
+    display = NeighborsDisplay.from_estimator(fitted, X[:3], X[3:], n_neighbors=2, metric=metric)
+    Z = fitted.transform(X)
+    distances = np.linalg.norm(Z[:3, None] - Z[None, 3:], ord=order, axis=2)
+    expected = np.argsort(distances, axis=1)[:, :2]
+    assert np.array_equal(display.indices, expected)
+    np.testing.assert_allclose(display.distances, np.sort(distances, axis=1)[:, :2], rtol=1e-5)
+    pictures = X.transpose(0, 2, 3, 1) / np.float32(255)
+    assert np.array_equal(display.queries, pictures[:3])
+    assert np.array_equal(display.neighbors, pictures[3:][expected])
+    (image,) = display.ax_.images
+    canvas = image.get_array()
+    np.testing.assert_allclose(canvas[:12, :10], pictures[0])
+    np.testing.assert_allclose(canvas[-12:, -10:], pictures[3:][expected[2, 1]])
+    assert [label.get_text() for label in display.ax_.get_xticklabels()] == ["Query", "1", "2"]
+
+
+@pytest.mark.parametrize("params", [{}, {"discriminator": "concat", "mi_estimator": "jsd"}])
+@pytest.mark.parametrize("with_background", [False, True])
+def test_score_maps(colour_images, params, with_background):
+    X, _ = colour_images
+    dim = small(**params).fit(X)
+    shown, others = (X[:3], X[10:50]) if with_background else (X[:35], X[:35])
+    display = ScoreMapDisplay.from_estimator(dim, shown, background=others if with_background else None)
+
+    critic = dim.discriminators_["local"]
+    assert critic.training
+    standardized = [
+        torch.from_numpy((images / 255 - dim.mean_[:, None, None]) / dim.std_[:, None, None]).float()
+        for images in (shown, others)
+    ]
+    critic.eval()
+    with torch.no_grad():
+        (embedding, features), (_, other_features) = (dim.encoder_(images) for images in standardized)
+        own = critic(features, embedding).double().numpy()
+        for i in range(3):
+            against = critic(other_features, embedding[i].expand(len(others), -1)).double().numpy()
+            if not with_background:
+                against = np.delete(against, i, axis=0)
+            expected = own[i] - logsumexp(against) + np.log(against.size)
+            np.testing.assert_allclose(display.scores[i], expected, rtol=1e-3, atol=1e-4)
+
+    image, scores = display.ax_.images
+    drawn = scores.get_array()
+    assert drawn.shape == image.get_array().shape[:2]
+    assert np.ma.getmaskarray(drawn)[:12].all()  # the images themselves have no scores over them
+    assert drawn[-12, 0] == display.scores[0, 0, 0]
+    assert drawn[-1, -1] == display.scores[-1, -1, -1]
+    assert display.colorbar_.ax.get_ylabel() == "Relative score"
+    assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["Image", "Scores"]
+
+
+def test_score_maps_need_a_critic_and_another_image(fitted, colour_images):
+    X, _ = colour_images
+    with pytest.raises(ValueError, match="X has a single image: set background"):
+        ScoreMapDisplay.from_estimator(fitted, X[:1])
+    assert ScoreMapDisplay.from_estimator(fitted, X[:1], background=X[1:]).scores.shape[0] == 1
+    for without in (small(local_weight=0).fit(X), pickle.loads(pickle.dumps(fitted))):
+        with pytest.raises(ValueError, match=r"needs the local critic, discriminators_\['local'\]"):
+            ScoreMapDisplay.from_estimator(without, X)
+
+
+def test_filters(fitted):
+    display = FilterDisplay.from_estimator(fitted)
+    weight = next(m for m in fitted.encoder_.modules() if isinstance(m, nn.Conv2d)).weight.detach().numpy()
+    assert np.array_equal(display.filters, weight)
+    (image,) = display.ax_.images
+    canvas = image.get_array()
+    height, width = weight.shape[2:]
+    assert canvas.shape == (8 * height + 7, 8 * width + 7, 3)
+    largest = np.abs(weight).max()
+    np.testing.assert_allclose(canvas[:height, :width], 0.5 + weight[0].transpose(1, 2, 0) / largest / 2, rtol=1e-5)
+    np.testing.assert_allclose(canvas[-1, -1], 0.5 + weight[-1, :, -1, -1] / largest / 2, rtol=1e-5)
+
+
+class Convolutionless(nn.Module):
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.linear = nn.Linear(int(np.prod(image_shape)), n_components)
+
+    def forward(self, images):
+        return self.linear(images.flatten(1)), images
+
+
+def test_an_encoder_without_convolution_has_no_filters(digits):
+    with pytest.raises(ValueError, match="Convolutionless has no 2-D convolution"):
+        FilterDisplay.from_estimator(small(encoder=Convolutionless).fit(digits[0]))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 8, 8), (5, 8, 6), (1, 1, 40)])
+def test_displays_show_any_kind_of_image(shape):
+    X = np.random.default_rng(0).normal(size=(20, *shape)).astype(np.float32)
+    dim = small(image_shape=shape, data_format="channels_first").fit(X)
+    EmbeddingDisplay.from_estimator(dim, X, n_thumbnails=3)
+    NeighborsDisplay.from_estimator(dim, X[:2], X, n_neighbors=1)
+    display = ScoreMapDisplay.from_estimator(dim, X)
+    FilterDisplay.from_estimator(dim)
+    assert display.pictures.shape == (20, shape[1] if shape[1] > 1 else 10, shape[2], 3)
+    assert display.pictures.min() >= 0
+    assert display.pictures.max() <= 1
+    display.figure_.canvas.draw()
+
+
+def test_pictures_of_many_channels_are_principal_components():
+    rng = np.random.default_rng(0)
+    latent = rng.uniform(-1, 1, (4, 9, 7, 3)) * [9, 3, 1]
+    values = latent @ np.linalg.qr(rng.normal(size=(6, 6)))[0][:3]
+    pictures = to_rgb(values)
+    for channel in range(3):
+        inside = (pictures[..., channel] > 0) & (pictures[..., channel] < 1)
+        r = np.corrcoef(pictures[..., channel][inside], latent[..., channel][inside])[0, 1]
+        assert abs(r) > 0.95
+
+
+def test_pictures_keep_the_range_0_to_1_and_stretch_others():
+    unit = np.array([0.2, 0.6]).reshape(1, 1, 2, 1)
+    assert np.array_equal(to_rgb(unit)[0, 0, :, 0], [0.2, 0.6])
+    assert np.array_equal(to_rgb(unit * 100)[0, 0, :, 0], [0.0, 1.0])
+    assert np.isfinite(to_rgb(np.full((2, 3, 3, 5), 7.0))).all()
+
+
+def test_without_matplotlib_the_error_says_what_to_install(fitted, colour_images, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"TrainingCurveDisplay.plot requires matplotlib.*pip install matplotlib"):
+        TrainingCurveDisplay.from_estimator(fitted)
+    with pytest.raises(ImportError, match=r"NeighborsDisplay.from_estimator requires matplotlib"):
+        NeighborsDisplay.from_estimator(fitted, colour_images[0], None)

@@ -1,0 +1,296 @@
+import gc
+import io
+import logging
+import weakref
+from contextlib import redirect_stderr
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import skorch.callbacks as skorch_callbacks
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import BatchScoring, EarlyStopping, EpochScoring, MlflowLogger, PrintLog, TensorBoard
+
+from skdim import DIMTransformer
+
+
+def small(**params):
+    return DIMTransformer(**{"n_components": 4, "max_epochs": 2, "mi_units": 8, "random_state": 0} | params)
+
+
+@pytest.fixture
+def digits(digits):
+    return digits[0][:100], digits[1][:100]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_one_bar_over_all_epochs(digits):
+    with redirect_stderr(Terminal()) as terminal:
+        dim = small(verbose=1, max_epochs=3).fit(digits[0])
+    states = terminal.getvalue().strip().split("\r")
+    assert "\n" not in terminal.getvalue().rstrip("\n")
+    assert states[0].startswith("0%")
+    assert "Epoch 3/3: 100%" in states[-1]
+    assert "images/s" in states[-1]
+    last = dim.history_[-1]
+    assert all(f"{term}={last[term]:.3g}" in states[-1] for term in ("loss", "local", "global", "prior"))
+
+
+def test_the_bar_counts_the_images_of_each_step(digits, monkeypatch):
+    from tqdm import auto
+
+    counted = []
+
+    class Counting(auto.tqdm):
+        def update(self, n=1):
+            counted.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(auto, "tqdm", Counting)
+    with redirect_stderr(Terminal()):
+        dim = small(verbose=1, batch_size=50).fit(digits[0])
+    assert counted == [50] * 4
+    assert len(dim.net_.history[-1, "batches"]) == 1  # no step waited for the device to be recorded
+
+
+def test_the_bar_is_closed_when_training_fails(digits, monkeypatch):
+    from tqdm import auto
+
+    monkeypatch.setattr(auto.tqdm, "_instances", weakref.WeakSet())
+    with redirect_stderr(Terminal()) as terminal, pytest.raises(FloatingPointError):
+        small(verbose=1, lr=1e12, lr_schedule="constant").fit(digits[0])
+    assert "Epoch 1/2" in terminal.getvalue()
+    assert not auto.tqdm._instances
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_a_pipe_gets_nothing_and_the_log_a_line_an_epoch(digits, capsys, caplog, verbose):
+    with caplog.at_level(logging.INFO, logger="skdim"):
+        dim = small(verbose=verbose).fit(digits[0])
+    assert capsys.readouterr() == ("", "")
+    lines = [record.getMessage() for record in caplog.records if record.name == "skdim"]
+    assert [line.split(":")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2"]
+    assert all(f"loss {loss:.3g}" in line for line, loss in zip(lines, dim.loss_curve_, strict=True))
+
+
+def test_silent_on_a_terminal_by_default(digits):
+    with redirect_stderr(Terminal()) as terminal:
+        small().fit(digits[0])
+    assert terminal.getvalue() == ""
+
+
+class Recorder:
+    """A callback of scikit-learn that takes notes and may stop training."""
+
+    max_propagation_depth = None
+
+    def __init__(self, stop_after=None):
+        self.stop_after = stop_after
+        self.events = []
+        self.snapshots = []
+
+    def setup(self, estimator, context):
+        self.events.append("setup")
+
+    def teardown(self, estimator, context):
+        self.events.append("teardown")
+
+    def on_fit_task_begin(self, estimator, context):
+        self.events.append(f"begin {context.estimator_name} {context.task_name}")
+
+    def on_fit_task_end(self, estimator, context, *, X=None, fitted_estimator=None):
+        self.events.append(f"end {context.estimator_name} {context.task_name}")
+        if isinstance(fitted_estimator, DIMTransformer):
+            self.snapshots.append((fitted_estimator.n_iter_, fitted_estimator.transform(X)))
+        return context.task_name == "epoch" and context.task_id + 1 == self.stop_after
+
+
+needs_callbacks = pytest.mark.skipif(
+    not hasattr(DIMTransformer, "set_callbacks"), reason="scikit-learn has callbacks from 1.9 on"
+)
+
+
+@needs_callbacks
+def test_scikit_learns_callbacks_see_the_fit_and_its_epochs(digits):
+    recorder = Recorder()
+    small().set_callbacks(recorder).fit(digits[0])
+    fit, epoch = "DIMTransformer fit", "DIMTransformer epoch"
+    assert recorder.events == [
+        "setup",
+        *[f"begin {fit}", *[f"begin {epoch}", f"end {epoch}"] * 2, f"end {fit}"],
+        "teardown",
+    ]
+
+
+@needs_callbacks
+def test_scikit_learns_callbacks_get_a_transformer_as_of_each_epoch(digits):
+    X = digits[0]
+    recorder = Recorder()
+    dim = small().set_callbacks(recorder).fit(X)
+    assert [n_iter for n_iter, _ in recorder.snapshots] == [1, 2, 2]
+    first, second, last = (Z for _, Z in recorder.snapshots)
+    assert not np.array_equal(first, second)
+    assert np.array_equal(second, last)
+    assert np.array_equal(last, dim.transform(X))
+    # Neither telling nor copying may disturb training.
+    assert np.array_equal(last, small().fit_transform(X))
+
+
+@needs_callbacks
+def test_scikit_learns_callbacks_stop_training(digits):
+    recorder = Recorder(stop_after=2)
+    dim = small(max_epochs=5).set_callbacks(recorder).fit(digits[0])
+    assert dim.n_iter_ == 2
+    assert recorder.events[-3:] == ["end DIMTransformer epoch", "end DIMTransformer fit", "teardown"]
+
+
+@needs_callbacks
+def test_each_epoch_ends_when_skorch_stops_training(digits):
+    recorder = Recorder()
+    stop = EarlyStopping(monitor="train_loss", patience=1, threshold=10.0, threshold_mode="abs")
+    dim = small(max_epochs=5, callbacks=[stop]).set_callbacks(recorder).fit(digits[0])
+    assert dim.n_iter_ < 5
+    assert recorder.events.count("end DIMTransformer epoch") == dim.n_iter_
+
+
+@needs_callbacks
+def test_scikit_learns_callbacks_are_torn_down_when_a_fit_fails(digits):
+    recorder = Recorder()
+    with pytest.raises(FloatingPointError):
+        small(lr=1e12, lr_schedule="constant").set_callbacks(recorder).fit(digits[0])
+    assert recorder.events[-1] == "teardown"
+
+
+@needs_callbacks
+def test_scikit_learns_callbacks_reach_through_search_and_pipeline(digits):
+    recorder = Recorder()
+    pipeline = make_pipeline(small(), StandardScaler(), LogisticRegression())
+    search = GridSearchCV(pipeline, {"dimtransformer__n_components": [2, 4]}, cv=2).set_callbacks(recorder)
+    search.fit(*digits)
+    assert recorder.events.count("end DIMTransformer fit") == 5
+    assert recorder.events.count("end DIMTransformer epoch") == 10
+    assert recorder.events.count("setup") == recorder.events.count("teardown") == 1
+
+
+@needs_callbacks
+def test_scikit_learns_progress_bar(digits, capsys):
+    pytest.importorskip("rich")
+    from sklearn.callback import ProgressBar
+
+    small().set_callbacks(ProgressBar()).fit(digits[0])
+    assert "DIMTransformer - fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_fitted_estimator_does_not_keep_the_images(digits, fails):
+    X = digits[0].astype(np.float32)
+    kept = weakref.ref(X)
+    dim = small().fit(X[:50])
+    try:
+        dim.set_params(lr=1e12 if fails else 1e-3, warm_start=True, lr_schedule="constant").fit(X)
+    except FloatingPointError:
+        assert fails
+    assert dim.net_.get_params()  # of the callbacks too
+    del X
+    gc.collect()
+    assert kept() is None
+
+
+def scatter(net, X, y):
+    """Score of a user: how far the embeddings of the last images are spread."""
+    assert y is None
+    images = X if not hasattr(X, "standardize") else next(iter(X))
+    return float(net.module_.encoder(images)[0].detach().std())
+
+
+def test_epoch_and_batch_scoring(digits):
+    callbacks = [
+        EpochScoring(scatter, on_train=True, name="spread"),
+        EarlyStopping(monitor="spread", lower_is_better=False, patience=1, threshold=10.0, threshold_mode="abs"),
+    ]
+    dim = small(max_epochs=5, callbacks=callbacks).fit(digits[0])
+    assert dim.n_iter_ == 2
+    assert len(dim.net_.history[-1, "batches"]) == 1
+    assert dim.net_.history[-1, "spread"] > 0
+    dim = small(batch_size=50, callbacks=[BatchScoring(scatter, on_train=True, name="spread")]).fit(digits[0])
+    scores = dim.net_.history[-1, "batches", :, "spread"]
+    assert len(scores) == 2
+    assert dim.net_.history[-1, "spread"] == pytest.approx(np.mean(scores))
+
+
+def test_loggers_get_the_terms_of_each_epoch_and_cost_no_step(digits):
+    written, logged, printed = [], [], []
+    writer = SimpleNamespace(add_scalar=lambda tag, scalar_value, global_step: written.append((tag, scalar_value)))
+    writer.close = lambda: None
+    client = SimpleNamespace(log_metric=lambda run, key, value, step: logged.append((key, value)))
+    client.set_terminated = lambda run: logged.append("terminated")
+    run = SimpleNamespace(info=SimpleNamespace(run_id=0))
+    callbacks = [
+        TensorBoard(writer),
+        MlflowLogger(run, client, create_artifact=False),
+        PrintLog(sink=printed.append),
+    ]
+    dim = small(callbacks=callbacks, batch_size=50).fit(digits[0])
+    assert len(dim.net_.history[-1, "batches"]) == 1
+    last = dim.history_[-1]
+    assert [value for tag, value in written if tag.endswith("local")] == [epoch["local"] for epoch in dim.history_]
+    assert ("local", last["local"]) in logged
+    assert logged[-1] == "terminated"
+    assert f"{last['local']:.4f}" in printed[-1]
+
+
+def test_a_logger_that_logs_batches_sees_them(digits):
+    logged = []
+    client = SimpleNamespace(log_metric=lambda run, key, value, step: logged.append(key))
+    client.set_terminated = lambda run: None
+    run = SimpleNamespace(info=SimpleNamespace(run_id=0))
+    logger = MlflowLogger(run, client, create_artifact=False, log_on_batch_end=True)
+    small(callbacks=[logger], batch_size=50, max_epochs=1).fit(digits[0])
+    assert logged.count("train_loss_batch") == 2
+
+
+def test_every_other_callback_of_skorch_trains(digits, tmp_path):
+    callbacks = [
+        skorch_callbacks.EpochTimer(),
+        skorch_callbacks.Freezer("encoder.embedding.bias"),
+        skorch_callbacks.Initializer("encoder.embedding.weight"),
+        skorch_callbacks.TrainEndCheckpoint(dirname=tmp_path),
+        skorch_callbacks.GradientNormClipping(1.0),
+    ]
+    dim = small(callbacks=callbacks).fit(digits[0])
+    assert dim.net_.history[-1, "dur"] > 0
+    assert (tmp_path / "train_end_params.pt").is_file()
+    again = small(callbacks=[skorch_callbacks.LoadInitState(callbacks[3])]).fit(digits[0])
+    assert len(again.net_.history) == 4
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (skorch_callbacks.ProgressBar(), "ProgressBar in callbacks .* use verbose=1"),
+        (PrintLog, "PrintLog in callbacks prints nothing here"),
+        (skorch_callbacks.InputShapeSetter(), "InputShapeSetter in callbacks is not needed"),
+        (EarlyStopping(), "EarlyStopping in callbacks monitors 'valid_loss', .* use monitor='train_loss'"),
+        (skorch_callbacks.Checkpoint(), "Checkpoint in callbacks monitors 'valid_loss_best', .* PassthroughScoring"),
+        (skorch_callbacks.PassthroughScoring("train_loss"), "PassthroughScoring in callbacks needs on_train=True"),
+        (("score", EpochScoring(scatter)), "EpochScoring in callbacks needs on_train=True"),
+        (EpochScoring("accuracy", on_train=True), "EpochScoring in callbacks cannot use scoring='accuracy'"),
+        (BatchScoring(None, on_train=True), "BatchScoring in callbacks cannot use scoring=None"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else getattr(value, "__name__", type(value).__name__),
+)
+def test_callbacks_that_cannot_work_are_refused_before_any_work(callback, message):
+    with pytest.raises(ValueError, match=message):
+        small(callbacks=[callback]).fit([["not", "read"]])
+
+
+def test_verbose_is_checked(digits):
+    with pytest.raises(ValueError, match="'verbose' parameter of DIMTransformer must be"):
+        small(verbose="yes").fit(digits[0])

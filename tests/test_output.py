@@ -1,0 +1,196 @@
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_html_repr
+
+from skdim import DIMTransformer
+from skdim.files import read_images
+
+
+def small(**params):
+    return DIMTransformer(**{"n_components": 3, "max_epochs": 1, "mi_units": 8, "random_state": 0} | params)
+
+
+@pytest.fixture
+def photos(tmp_path, colour_images):
+    """Colour images and the PNG files they are in."""
+    X = np.ascontiguousarray(colour_images[0].transpose(0, 2, 3, 1))
+    paths = [tmp_path / f"{index:02}.png" for index in range(len(X))]
+    for image, path in zip(X, paths, strict=True):
+        Image.fromarray(image).save(path)
+    return X, paths
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_set_output(digits, library):
+    frames = pytest.importorskip(library)
+    X = digits[0]
+    expected = small().fit_transform(X)
+    names = [f"pixel{i}" for i in range(64)]
+    frame_in = frames.DataFrame({name: X[:, i] for i, name in enumerate(names)})
+    dim = small().set_output(transform=library)
+    frame = dim.fit_transform(frame_in)
+    assert isinstance(frame, frames.DataFrame)
+    assert list(frame.columns) == ["dimtransformer0", "dimtransformer1", "dimtransformer2"]
+    assert np.array_equal(frame.to_numpy(), expected)
+    assert frame.to_numpy().dtype == np.float32
+    assert list(dim.feature_names_in_) == names
+    pipeline = make_pipeline(small(), StandardScaler()).set_output(transform=library)
+    assert list(pipeline.fit_transform(frame_in).columns) == list(frame.columns)
+
+
+def test_a_tensor_gives_an_array_unless_dispatch_is_on(digits):
+    dim = small().fit(digits[0])
+    Z = dim.transform(torch.from_numpy(digits[0]))
+    assert isinstance(Z, np.ndarray)
+    assert np.array_equal(Z, dim.transform(digits[0]))
+
+
+@pytest.mark.skipif(os.environ.get("SCIPY_ARRAY_API") != "1", reason="needs SCIPY_ARRAY_API=1")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_probe_stays_on_the_device_with_array_api_dispatch(digits, device):
+    pytest.importorskip("sklearn.externals.array_api_compat", reason="scikit-learn < 1.7 does not bring it")
+    X, y = digits
+    expected = small(device=device).fit_transform(X)
+    dim = small(device=device)
+    images, target = (torch.from_numpy(array).float().to(device) for array in (X, y))
+    with config_context(array_api_dispatch=True):
+        for Z in (dim.fit_transform(images), dim.transform(images)):
+            assert isinstance(Z, torch.Tensor)
+            assert (Z.device, Z.dtype) == (images.device, torch.float32)
+            assert np.array_equal(Z.cpu().numpy(), expected)
+        assert isinstance(dim.transform(X), np.ndarray)
+        probe = make_pipeline(dim, StandardScaler(), Ridge(solver="svd")).fit(images, target)
+        assert probe[-1].coef_.device == images.device
+        assert probe.predict(images).device == images.device
+
+
+@pytest.mark.parametrize("kind", ["paths", "strings", "array of strings", "series", "pillow"])
+def test_files_are_images(photos, kind):
+    X, paths = photos
+    files = {
+        "paths": lambda: paths,
+        "strings": lambda: [str(path) for path in paths],
+        "array of strings": lambda: np.array([str(path) for path in paths]),
+        "series": lambda: pytest.importorskip("pandas").Series([str(path) for path in paths]),
+        "pillow": lambda: [Image.fromarray(image) for image in X],
+    }[kind]()
+    dim = small(data_format="channels_first")
+    assert np.array_equal(dim.fit_transform(files), small().fit_transform(X))
+    assert dim.image_shape_ == (3, 12, 10)
+
+
+def test_files_in_a_pipeline(photos, colour_images):
+    _, paths = photos
+    y = colour_images[1]
+    pipeline = make_pipeline(small(), StandardScaler(), LogisticRegression()).fit(paths[:40], y[:40])
+    assert pipeline.score(paths[40:], y[40:]) > 0.5
+
+
+def test_grey_files_meet_a_transformer_of_colour_images(photos, tmp_path):
+    X, paths = photos
+    dim = small().fit(paths)
+    grey = X[:2, :, :, 0]
+    for index, image in enumerate(grey):
+        Image.fromarray(image).save(tmp_path / f"grey{index}.png")
+    Z = dim.transform([tmp_path / "grey0.png", tmp_path / "grey1.png"])
+    assert np.array_equal(Z, dim.transform(np.repeat(grey[..., None], 3, axis=3)))
+
+
+RGB = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+ALPHA = np.concatenate([RGB, GREY[..., None]], axis=2)
+
+
+@pytest.mark.parametrize(
+    ("images", "mode", "expected"),
+    [
+        ([Image.fromarray(GREY)] * 2, None, np.stack([GREY] * 2)),
+        ([Image.fromarray(GREY > 99)], None, (GREY > 99)[None] * np.uint8(255)),
+        ([Image.fromarray(ALPHA)], None, RGB[None]),
+        ([Image.fromarray(ALPHA)], "RGBA", ALPHA[None]),
+        ([Image.fromarray(GREY), Image.fromarray(RGB)], None, np.stack([np.repeat(GREY[..., None], 3, 2), RGB])),
+        ([Image.fromarray(RGB[..., 1]).convert("P")], None, np.repeat(RGB[None, :, :, 1, None], 3, 3)),
+        ([Image.fromarray(GREY.astype(np.uint16) * 257)], None, GREY[None] * np.float32(257)),
+        ([Image.fromarray(GREY.astype(np.float32) / 7)], None, GREY[None].astype(np.float32) / 7),
+    ],
+    ids=["grey", "two-tone", "no opacity", "opacity", "mixed", "palette", "16 bits", "float"],
+)
+def test_modes(images, mode, expected, tmp_path):
+    assert np.array_equal(read_images(images, mode=mode), expected)
+    assert read_images(images, mode=mode).dtype == expected.dtype
+    paths = [tmp_path / f"{index}.tiff" for index in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    assert np.array_equal(read_images(paths, mode=mode), expected)
+
+
+def test_images_are_turned_as_the_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the file's left side is the top
+    Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_images([tmp_path / "turned.png"])[0], np.rot90(RGB, k=-1))
+
+
+def test_size_scales():
+    flat = [Image.fromarray(np.full(shape, 9, dtype=np.uint8)) for shape in [(4, 6), (8, 3)]]
+    deep = [Image.fromarray(np.full((4, 6), 999, dtype=np.uint16))]
+    assert np.array_equal(read_images(flat, size=(5, 7)), np.full((2, 5, 7), 9))
+    assert np.array_equal(read_images(deep, size=(5, 7)), np.full((1, 5, 7), 999))
+
+
+def test_bad_files_are_named(photos, tmp_path):
+    X, paths = photos
+    (tmp_path / "text.png").write_text("no image")
+    whole = paths[0].read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(X[0, :4]).save(tmp_path / "other.png")
+    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "deep.png")
+
+    def refuses(error, message, *names, **params):
+        with pytest.raises(error, match=message):
+            read_images([paths[0], *(tmp_path / name for name in names)], **params)
+
+    refuses(FileNotFoundError, r"Image 2, '.*missing.png', cannot be read", "01.png", "missing.png")
+    refuses(OSError, r"Image 1, '.*text.png', cannot be read: cannot identify", "text.png")
+    refuses(OSError, r"Image 1, '.*cut.png', cannot be read", "cut.png")
+    refuses(
+        ValueError,
+        r"image 0, .*00.png.* has \(12, 10\) .*, image 2, .*other.png.*, has \(4, 10\)",
+        *("01.png", "other.png"),
+    )
+    refuses(ValueError, r"image 0, .*00.png.*, has 8 bits, image 1, .*deep.png.*, more", "deep.png", size=(4, 4))
+    refuses(ValueError, r"Image 1, .*deep.png.*: mode='RGB' cannot hold it", "deep.png", size=(4, 4), mode="RGB")
+    refuses(ValueError, "mode must be 'L', 'RGB', 'RGBA' or None, got 'CMYK'", mode="CMYK")
+    with pytest.raises(ValueError, match="at least one image"):
+        read_images([])
+    with pytest.raises(FileNotFoundError, match=r"Image 0, 'nothing.png'"):
+        small().fit(["nothing.png", "nowhere.png"])
+
+
+def test_without_pillow_the_error_says_what_to_install(photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match="pip install pillow"):
+        small().fit(photos[1])
+
+
+def test_html_has_a_tooltip_for_every_parameter(monkeypatch):
+    dim = small()
+    assert "https://scikit-learn.org" not in estimator_html_repr(dim)
+    # scikit-learn shows tooltips where there is a link.
+    monkeypatch.setattr(DIMTransformer, "_doc_link_module", "skdim")
+    monkeypatch.setattr(DIMTransformer, "_doc_link_template", "https://docs.invalid/{estimator_name}.html")
+    html = estimator_html_repr(dim)
+    assert "https://docs.invalid/DIMTransformer.html" in html
+    if hasattr(DIMTransformer, "set_callbacks"):  # scikit-learn >= 1.9
+        for name in clone(dim).get_params():
+            assert f"--doc-link-{name};" in html
