@@ -8,6 +8,7 @@ import torch
 from scipy.ndimage import correlate1d
 from scipy.signal import convolve2d
 from scipy.special import logsumexp
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -19,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from skorch.callbacks import EarlyStopping
 
 from skdim import DIMTransformer
 from skdim.evaluation import (
@@ -60,7 +62,6 @@ def untrained(all_digits):
 @parametrize_with_checks(
     [
         LinearProbe(device="cpu"),
-        LinearProbe("squared_hinge", device="cpu"),
         MLPProbe((20,), max_epochs=10, lr=0.02, batch_size=32, device="cpu"),
         FineTunedClassifier(DIMTransformer(4, max_epochs=0, random_state=0), max_epochs=10, lr=0.01, encoder_lr=1e-3),
     ]
@@ -217,6 +218,17 @@ def test_table_without_pandas_is_a_list_of_dicts(digits, trained, monkeypatch):
     assert all(0 <= row["knn"] <= 1 for row in rows)
 
 
+def test_the_untrained_encoder_of_a_table_is_untrained(digits, tmp_path):
+    X, y = digits
+    callbacks = [EarlyStopping(monitor="train_loss", load_best=True)]
+    params = {"n_components": 8, "max_epochs": 2, "random_state": 0, "lr_schedule": "constant"}
+    dim = DIMTransformer(**params, checkpoint_dir=tmp_path, callbacks=callbacks).fit(X)
+    table = evaluate(dim, X[:200], y[:200], X[200:], y[200:], probes=["knn"], layers=["embedding"])
+    untrained = DIMTransformer(**params | {"max_epochs": 0}).fit(X[:200])
+    expected = knn_probe().fit(untrained.transform(X[:200]), y[:200]).score(untrained.transform(X[200:]), y[200:])
+    assert table["knn"].iloc[2] == expected != table["knn"].iloc[3]
+
+
 def test_what_a_table_refuses(digits, trained):
     X, y = digits
     with pytest.raises(ValueError, match="probes must be"):
@@ -282,11 +294,25 @@ def test_scorers_work_in_searches_and_pipelines(digits):
     assert retrieval_scorer(pipeline, X) == pytest.approx(retrieval_scorer(clone(dim).fit(X / 16), X / 16))
 
 
+def test_any_output_of_the_transformer_and_tensors_will_do(digits):
+    X, y = digits
+    dim = DIMTransformer(8, max_epochs=1, random_state=0).fit(X)
+    expected = retrieval_scorer(dim, X), knn_scorer(dim, X, y)
+    classifier = FineTunedClassifier(dim, max_epochs=2, random_state=0).fit(X, y)
+    as_frames = pickle.loads(pickle.dumps(dim)).set_output(transform="pandas")
+    assert (retrieval_scorer(as_frames, X), knn_scorer(as_frames, X, y)) == expected
+    again = FineTunedClassifier(as_frames, max_epochs=2, random_state=0).fit(X, y)
+    assert np.array_equal(again.predict_proba(X), classifier.predict_proba(X))
+    with config_context(array_api_dispatch=True):
+        assert retrieval_scorer(dim, torch.from_numpy(X)) == expected[0]
+        assert np.array_equal(classifier.predict(torch.from_numpy(X)), classifier.predict(X))
+
+
 # Information
 
 
-@pytest.mark.parametrize("correlation", [0.5, 0.8])
-def test_mutual_information_of_correlated_gaussians(correlation):
+def test_mutual_information_of_correlated_gaussians():
+    correlation = 0.8
     rng = np.random.default_rng(0)
     x, noise = rng.standard_normal((2, 4000, 2)).astype(np.float32)
     z = correlation * x + np.sqrt(1 - correlation**2) * noise
