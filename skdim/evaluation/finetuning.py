@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from skdim.batches import Standardizer
 from skdim.encoders import read_layers
+from skdim.evaluation.embedding import embed
 from skdim.evaluation.networks import MLP, Samples, predict_proba, train
 from skdim.evaluation.splits import encode_labels, validation_split
 from skdim.images import check_images
@@ -209,7 +210,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             Probabilities, in the order of `classes_`.
         """
         check_is_fitted(self)
-        return predict_proba(self.mlp_, self.transformer_.transform(X))
+        return predict_proba(self.mlp_, embed(self.transformer_, X))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict labels.
@@ -232,9 +233,9 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if isinstance(transformer, FrozenEstimator):
             transformer = transformer.estimator
         if not hasattr(transformer, "encoder_"):
-            return clone(transformer).fit(X).set_output(transform="default")
+            return clone(transformer).fit(X)
         # As a pickle does, a copy leaves discriminators and net behind.
-        return copy.deepcopy(transformer).set_output(transform="default")
+        return copy.deepcopy(transformer)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

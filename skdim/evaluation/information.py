@@ -97,7 +97,8 @@ def mutual_information_bound(
     def scores(rows: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
         maps, vectors = critic.encode(read(rows), embeddings[rows])
         # The rows are in random order: those some steps away are others drawn at random.
-        return critic.score(maps, vectors), critic.score(maps, vectors.roll(rng.randint(1, len(rows)), 0))
+        others = vectors.roll(rng.randint(1, len(rows)), 0)
+        return critic.score(maps, vectors[:, None]), critic.score(maps, others[:, None])
 
     return _held_out_bound(critic, critic.tail[-1], scores, len(embeddings), max_epochs, place, rng)
 

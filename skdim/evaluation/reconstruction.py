@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
 from skdim.encoders import n_halvings
+from skdim.evaluation.embedding import embed
 from skdim.evaluation.networks import Samples, train
 from skdim.images import Images, ImageShape, check_images
 from skdim.net import private_rng
@@ -141,7 +142,7 @@ def reconstruction_ms_ssim(
         for X in (X_train, X_test)
     )
     low, high = _data_range(train_images)
-    Z_train, Z_test = (torch.from_numpy(np.asarray(dim.transform(X))) for X in (X_train, X_test))
+    Z_train, Z_test = (torch.from_numpy(embed(dim, X)) for X in (X_train, X_test))
     device, mean, std = dim.device_, Z_train.mean(dim=0), Z_train.std(dim=0).clamp(min=1e-6)
     Z_train, Z_test = (((Z - mean) / std).to(device) for Z in (Z_train, Z_test))
     targets = ((train_images.take(slice(None)).float() - low) / (high - low)).to(device)

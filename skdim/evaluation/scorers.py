@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline
 from torch.nn.functional import affine_grid, grid_sample
 
+from skdim.evaluation.embedding import embed
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.probes import knn_probe
 from skdim.images import Images, check_images
@@ -45,7 +46,7 @@ def knn_scorer(estimator: Any, X: Any, y: Any) -> float:
         Accuracy.
     """
     scaler, neighbors = knn_probe()
-    Z = scaler.fit_transform(np.asarray(estimator.transform(X)))
+    Z = scaler.fit_transform(embed(estimator, X))
     # Without samples, scikit-learn predicts each of those it was fitted on from the others.
     return float(neighbors.fit(Z, y).score(None, y))
 
@@ -68,7 +69,7 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any) -> float:
         Mean accuracy of the folds.
     """
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
-    return float(cross_val_score(LinearProbe(random_state=0), np.asarray(estimator.transform(X)), y, cv=folds).mean())
+    return float(cross_val_score(LinearProbe(random_state=0), embed(estimator, X), y, cv=folds).mean())
 
 
 def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
@@ -112,7 +113,7 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     images = check_images(dim, X, image_shape=dim.image_shape_, data_format=dim.data_format, reset=False)
     rng = np.random.RandomState(0)
     rows = rng.choice(len(images), min(len(images), MAX_IMAGES), replace=False)
-    crops = np.stack([np.asarray(dim.transform(_crops(images, rows, rng, dim.data_format))) for _ in range(2)])
+    crops = np.stack([embed(dim, _crops(images, rows, rng, dim.data_format)) for _ in range(2)])
     halves = np.array_split(crops.astype(np.float64), 2, axis=1)
     return float(np.mean([_retrieval(*halves), _retrieval(*halves[::-1])]))
 

@@ -12,11 +12,15 @@ from sklearn.decomposition import PCA
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from skdim.evaluation.embedding import embed
 from skdim.evaluation.probes import PROBES
 from skdim.images import check_images
 from skdim.transformer import DIMTransformer
 
 __all__ = ["evaluate"]
+
+# What `output_layer` can name; not every encoder has all.
+LAYERS = ("embedding", "hidden", "features")
 
 
 def evaluate(
@@ -78,7 +82,7 @@ def evaluate(
     """
     check_is_fitted(dim)
     _check_names("probes", probes, list(PROBES))
-    known = [layer for layer in dim._layer_shapes if layer != "local"]
+    known = [layer for layer in LAYERS if layer in dim._layer_shapes]
     layers = known if layers is None else layers
     _check_names("layers", layers, known)
     for X, y in ((X_train, y_train), (X_test, y_test)):
@@ -116,13 +120,14 @@ def _representations(
     for width in sorted(widths):
         yield "PCA", None, pixels_train[:, :width], pixels_test[:, :width]
     del pixels_train, pixels_test
-    untrained = clone(dim).set_params(max_epochs=0, warm_start=False).fit(X_train)
+    # Neither checkpoints nor callbacks of the training may have a say in its absence.
+    no_training = {"max_epochs": 0, "warm_start": False, "checkpoint_dir": None, "callbacks": None, "verbose": 0}
+    untrained = clone(dim).set_params(**no_training).fit(X_train)
     # Copies, as output_layer is set on them.
     for title, transformer in (("untrained encoder", untrained), ("Deep InfoMax", copy.deepcopy(dim))):
-        transformer.set_output(transform="default")
         for layer in layers:
             transformer.set_params(output_layer=layer)
-            yield title, layer, transformer.transform(X_train), transformer.transform(X_test)
+            yield title, layer, embed(transformer, X_train), embed(transformer, X_test)
 
 
 def _pixels(dim: DIMTransformer, X: Any) -> NDArray[np.float32]:
