@@ -83,9 +83,16 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.close()
 
+    def on_train_begin(self, net: Any, **_: Any) -> None:
+        self.first_epoch = len(net.history)
+
     def on_epoch_begin(self, net: Any, **_: Any) -> None:
-        self.epoch += 1
+        is_first = self.epoch == 0
+        self.epoch = len(net.history) - self.first_epoch
         if self.bar is not None:
+            if is_first:
+                # A training that goes on from a checkpoint does not begin with the first epoch.
+                self.bar.initial = self.bar.n = (self.epoch - 1) * self.n_images
             self.bar.set_description(f"Epoch {self.epoch}/{self.n_epochs}")
 
     def step(self, n_images: int) -> None:

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from skorch.callbacks import BatchScoring, EarlyStopping, EpochScoring, MlflowLogger, PrintLog, TensorBoard
+from skorch.callbacks import BatchScoring, Callback, EarlyStopping, EpochScoring, MlflowLogger, PrintLog, TensorBoard
 
 from skdim import DIMTransformer
 
@@ -31,6 +31,23 @@ def digits(digits):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+class StopAtSecondEpoch(Callback):
+    def on_epoch_begin(self, net, **_):
+        if len(net.history) == 2:
+            raise RuntimeError("stop here")
+
+
+def test_the_bar_of_a_training_that_goes_on_starts_where_that_stood(digits, tmp_path):
+    with pytest.raises(RuntimeError, match="stop here"):
+        small(checkpoint_dir=tmp_path, max_epochs=3, callbacks=[StopAtSecondEpoch()]).fit(digits[0])
+    with redirect_stderr(Terminal()) as terminal:
+        small(checkpoint_dir=tmp_path, max_epochs=3, verbose=1).fit(digits[0])
+    states = terminal.getvalue().strip().split("\r")
+    assert not any("Epoch 1/3" in state for state in states)
+    assert any("Epoch 2/3:  33%" in state for state in states)
+    assert "Epoch 3/3: 100%" in states[-1]
 
 
 def test_one_bar_over_all_epochs(digits):
