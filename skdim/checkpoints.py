@@ -98,7 +98,7 @@ class Checkpoints:
         self._release()
 
     def write(self, epoch: int, state: Mapping[str, Any]) -> None:
-        """Write the state after an epoch, and remove all but the newest checkpoints.
+        """Write the state after an epoch, and remove all older checkpoints but one.
 
         Parameters
         ----------
@@ -116,9 +116,7 @@ class Checkpoints:
         path = self.folder / f"epoch-{epoch:06}.safetensors"
         try:
             write_atomically(path, content)
-            older = [other for other in self._paths() if other < path]
-            for superseded in {*self._paths()} - {path, *older[: N_KEPT - 1]}:
-                superseded.unlink()
+            self._remove_older_than(path)
         except OSError as error:
             # A full disk shall not end a training of days, whose result needs no disk.
             warnings.warn(
@@ -130,6 +128,11 @@ class Checkpoints:
     def _paths(self) -> list[Path]:
         """Checkpoints, newest first."""
         return sorted(self.folder.glob("epoch-*.safetensors"), reverse=True)
+
+    def _remove_older_than(self, path: Path) -> None:
+        older = [other for other in self._paths() if other < path]
+        for superseded in older[N_KEPT - 1 :]:
+            superseded.unlink()
 
     def _claim(self) -> None:
         if fcntl is None:
@@ -163,6 +166,8 @@ class Checkpoints:
                     UserWarning,
                     stacklevel=6,
                 )
+            # A process may have been killed before it did so.
+            self._remove_older_than(path)
             return content["state"]
         if damaged:
             raise ValueError(

@@ -74,21 +74,24 @@ def wait(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kill_at_event(countdown):
-    """Die at one of the steps of writing: a file opened, renamed or removed."""
+def die_at_event(countdown, delay):
+    """Die at, or shortly after, one of the steps of writing: a file opened, renamed or removed."""
 
     def hook(event, args):
         nonlocal countdown
-        if event in ("os.rename", "os.remove") or (event == "open" and str(args[0]).endswith(".tmp")):
+        opened = event == "open" and ".safetensors" in str(args[0]) and args[1] != "rb"
+        if opened or event in ("os.rename", "os.remove"):
             countdown -= 1
-            if countdown == 0:
+            if countdown == 0 and delay:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+            elif countdown == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
 
 
 def kill(n_kills):
-    """Kill trainings, half of them at random instants and half at the steps of writing, until they have survived."""
+    """Kill trainings at random instants and in the steps of writing; each is taken up again until it is over."""
     rng = random.Random(0)
     counts = {"kills": 0, "trainings": 0, "resumed": 0, "left_overs": 0}
     start = time.perf_counter()
@@ -97,17 +100,17 @@ def kill(n_kills):
     checkpoints = FOLDER / "checkpoints"
     while counts["kills"] < int(n_kills):
         shutil.rmtree(checkpoints, ignore_errors=True)
-        status = -signal.SIGKILL
-        while status == -signal.SIGKILL:
+        status = None
+        while status in (None, -signal.SIGKILL, -signal.SIGALRM):
             counts["resumed"] += any(checkpoints.glob("epoch-*"))
-            by_event = rng.random() < 0.5
-            countdown = rng.randint(1, 10)
+            by_event, countdown = rng.random() < 0.6, rng.randint(1, 8)
+            delay = rng.choice([0, rng.uniform(1e-4, 4e-3)])
 
-            def train(by_event=by_event, countdown=countdown):
+            def train(by_event=by_event, countdown=countdown, delay=delay):
                 # A checkpoint that is damaged is one too many.
                 warnings.simplefilter("error")
                 if by_event:
-                    kill_at_event(countdown)
+                    die_at_event(countdown, delay)
                 return equals_reference(fit(checkpoints))
 
             child = in_child(train)
@@ -115,7 +118,7 @@ def kill(n_kills):
                 time.sleep(rng.uniform(0, duration))
                 os.kill(child, signal.SIGKILL)
             status = wait(child)
-            counts["kills"] += status == -signal.SIGKILL
+            counts["kills"] += status < 0
             counts["left_overs"] += len([*checkpoints.glob(".*.tmp")])
         assert status == 0, f"a training ended with status {status} after {counts}"
         assert len([*checkpoints.iterdir()]) == 2, [*checkpoints.iterdir()]
