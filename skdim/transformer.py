@@ -616,7 +616,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         }
         check_weights(weights, self.prior_matching)
         negatives = check_negatives(self.negatives, [name for name in ("local", "global") if weights[name]])
-        check_callbacks(self.callbacks, self.lr_schedule)
+        check_callbacks(self.callbacks, lr_schedule)
         device = resolve_device(self.device)
         if go_on:
             self._check_same_encoder()

@@ -85,7 +85,7 @@ def bare_loop(dim, batches, epochs):
     for _ in range(epochs):
         for batch in batches:
             with torch.autocast(DEVICE.type, dtype=net.autocast_dtype, enabled=net.autocast_dtype is not None):
-                terms, _, embedding = model(batch, net.generator)
+                terms, _, embedding = model([batch], net.generator)
             net.prior_optimizer_.zero_grad()
             model.prior_discriminator_loss(embedding, net.generator).backward()
             net.prior_optimizer_.step()
@@ -300,7 +300,7 @@ class PlainModel(nn.Module):
         self.generator = torch.Generator(DEVICE).manual_seed(0)
 
     def forward(self, images):
-        terms, _, embedding = self.model(images, self.generator)
+        terms, _, embedding = self.model([images], self.generator)
         return torch.stack([*terms.values(), self.model.prior_loss(embedding)])
 
 
