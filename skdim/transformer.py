@@ -32,6 +32,7 @@ from skdim.devices import (
     resolve_precision,
 )
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
+from skdim.export import write_onnx
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
 from skdim.inference import encode
 from skdim.model import NEGATIVES, build_model
@@ -545,6 +546,42 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
             feature_names=None if feature_names is None else feature_names.tolist(),
         )
         save_model(path, type(self), model)
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write what `transform` computes to an ONNX file, for other runtimes and languages.
+
+        The file takes a tensor "images" of shape (n, C, H, W), any n, and returns the layer that `output_layer` names,
+        under that name, as float32 (n, n_features_out). Images are uint8 if those of `fit` were, else float32; scaling
+        and standardisation are in the file. Before it is written, whole or not at all, it is run in onnxruntime and
+        compared with the encoder. Needs the packages onnx, onnxscript and onnxruntime.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, ".onnx" by custom; one that is there is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` has not been called.
+        ImportError
+            If a package is missing.
+        ValueError
+            If torch cannot export an encoder of your own for any number of images, or it has 2 GiB of weights or more.
+        OSError
+            If the file cannot be written. One that was there is as it was.
+        """
+        check_is_fitted(self)
+        self._check_output_layer()
+        write_onnx(
+            path,
+            self.encoder_,
+            self.output_layer,
+            self.image_shape_,
+            self.mean_,
+            self.std_,
+            is_uint8=self._trained_on_uint8,
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto", encoder: Any = None) -> Self:
