@@ -157,8 +157,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         Passes over the images. 0 gives the untrained encoder, the control for what training brings.
 
     batch_size : int, default=128
-        Most images in a batch; an image that would be left alone joins another batch. It also sets how many negatives
-        there are with ``negatives="batch"``.
+        Most images in a batch. All batches have one size; where the images do not divide into such batches, a few
+        random ones are seen twice in an epoch. It also sets how many negatives there are with ``negatives="batch"``.
 
     lr : float, default=2e-3
         Learning rate of Adam; the highest one of the "one_cycle" schedule.
@@ -683,7 +683,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
                 if not isinstance(self.encoder, str) or callable(self.augmentation):
                     # What the user brings may draw from torch's global generators, in dropout say; ours never do.
                     generators = stack.enter_context(private_rng(self.net_.draw_seed(), device))
-                progress = stack.enter_context(Progress(epochs, len(images), self.verbose))
+                progress = stack.enter_context(Progress(epochs, batches.n_drawn, self.verbose))
                 # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
                 callbacks = [progress, *(self.callbacks or ()), *watchers]
                 records = self.net_.train(

@@ -220,12 +220,26 @@ def test_output_layers(digits):
         small(encoder="stride1", output_layer="hidden").fit(digits[0])
 
 
-def test_the_last_short_batch_loses_no_image_and_is_never_one(digits):
+@pytest.mark.parametrize(
+    ("n", "batch_size", "size"), [(65, 64, 33), (3, 2, 2), (5, 2, 2), (2, 128, 2), (129, 64, 43), (41, 10, 9)]
+)
+def test_batches_have_one_size_and_together_every_image(digits, n, batch_size, size):
     X, _ = digits
-    for n, batch_size in ((65, 64), (3, 2), (5, 2), (2, 128), (129, 64)):
-        dim = small(batch_size=batch_size, max_epochs=1).fit(X[:n])
-        assert np.isfinite(dim.transform(X)).all()
-        assert dim.history_[0]["images_per_second"] * dim.history_[0]["seconds"] == pytest.approx(n)
+    seen = []
+
+    class Watched(OwnEncoder):
+        def forward(self, images):
+            if self.training:
+                seen.append(images.detach().flatten(1))
+            return super().forward(images)
+
+    dim = small(encoder=Watched, batch_size=batch_size, max_epochs=1).fit(X[:n])
+    assert {len(images) for images in seen} == {size}
+    assert len(seen) == -(-n // batch_size)
+    assert all(len(images.unique(dim=0)) == size for images in seen)
+    assert len(torch.cat(seen).unique(dim=0)) == n
+    record = dim.history_[0]
+    assert record["images_per_second"] * record["seconds"] == pytest.approx(size * len(seen))
 
 
 def test_images_are_shuffled_anew_each_epoch(digits):
