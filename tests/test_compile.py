@@ -25,7 +25,35 @@ def fit(**params):
 
 
 @pytest.mark.usefixtures("front_end")
-def test_one_compilation_serves_all_batches():
-    fit(compile=True)
-    assert counters["stats"]["unique_graphs"] == 1
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"global_weight": 0.5, "negatives": ("batch", "roll", "shuffle")},
+        {"discriminator": "concat", "negatives": "shuffle", "mi_estimator": "jsd", "multiple_globals": True},
+        {"prior_matching": "noise", "coordinate_weight": 1.0},
+        {"local_samples": 3, "augmentation": "standard", "negatives": "shuffle"},
+        {"occlusion": True, "encoder": "resnet_folded", "max_epochs": 1},
+        {"precision": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_two_graphs_without_breaks_serve_all_batches_and_draw_as_eager_training_does(params):
+    compiled = fit(**params, compile=True)
+    assert counters["stats"]["unique_graphs"] == 2  # the encoder's, and that of the terms
     assert not counters["graph_break"]
+    assert compiled.loss_curve_ == fit(**params).loss_curve_
+
+
+@pytest.mark.usefixtures("front_end")
+def test_scores_in_chunks_compile_too(monkeypatch):
+    monkeypatch.setattr("skdim.model.MAX_PAIR_ELEMENTS", 64)
+    assert fit(compile=True).loss_curve_ == fit().loss_curve_
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_generated_code_trains_to_the_same_losses():
+    params = {"prior_matching": "noise", "coordinate_weight": 1.0, "local_samples": 3, "augmentation": "standard"}
+    params |= {"negatives": ("batch", "shuffle")}
+    np.testing.assert_allclose(fit(**params, compile=True).loss_curve_, fit(**params).loss_curve_, rtol=1e-4)
