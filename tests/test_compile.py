@@ -52,8 +52,10 @@ def test_scores_in_chunks_compile_too(monkeypatch):
     assert not counters["graph_break"]
 
 
-@pytest.mark.slow
-def test_generated_code_trains_to_the_same_losses():
-    params = {"prior_matching": "noise", "coordinate_weight": 1.0, "local_samples": 3, "augmentation": "standard"}
-    params |= {"negatives": ("batch", "shuffle")}
-    np.testing.assert_allclose(fit(**params, compile=True).loss_curve_, fit(**params).loss_curve_, rtol=1e-4)
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def test_generated_code_trains_to_the_same_losses(device):
+    params = {"device": device, "prior_matching": "noise", "coordinate_weight": 1.0, "local_samples": 3}
+    params |= {"augmentation": "standard", "negatives": ("batch", "shuffle")}
+    np.testing.assert_allclose(fit(**params, compile=True).loss_curve_, fit(**params).loss_curve_, rtol=1e-3)

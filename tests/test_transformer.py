@@ -495,12 +495,21 @@ def test_a_bad_last_step_is_an_error_too(digits):
         small(lr=1e12, lr_schedule="constant", max_epochs=1, batch_size=300, prior_weight=0).fit(digits[0])
 
 
-@pytest.mark.parametrize("n_failures", [1, 3])
-def test_transform_shrinks_its_batch_when_memory_is_short(digits, monkeypatch, n_failures):
+@pytest.mark.parametrize(
+    ("n_failures", "error"),
+    [
+        (1, torch.OutOfMemoryError("CUDA out of memory.")),
+        (3, torch.OutOfMemoryError("CUDA out of memory.")),
+        (1, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+        (1, RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED")),
+        (1, RuntimeError("CUDA error: out of memory")),
+    ],
+)
+def test_transform_shrinks_its_batch_when_memory_is_short(digits, monkeypatch, n_failures, error):
     X, _ = digits
     dim = small().fit(X)
     expected = dim.transform(X)
-    failures = [torch.OutOfMemoryError("CUDA out of memory.")] * n_failures
+    failures = [error] * n_failures
     sizes = []
 
     def short_of_memory(encoder, images):
