@@ -38,9 +38,10 @@ class Standardizer:
 class Batches(torch.utils.data.Dataset):
     """All training images; iterating gives the standardised batches of one epoch, in a new order each time.
 
-    An epoch's batches differ in size by at most one image: no image is left out and no batch is too small for
-    batch norm or negatives. On CUDA the images live on the device, as they are stored, if they take up at most half
-    of its free memory.
+    All batches have one size, so that compiled code serves them all, and none is too small for batch norm or negatives.
+    No image is left out; where the images do not divide into such batches, a few random ones, fewer than there are
+    batches, are in two of them. On CUDA the images live on the device, as they are stored, if they take up at most
+    half of its free memory.
 
     Parameters
     ----------
@@ -52,14 +53,20 @@ class Batches(torch.utils.data.Dataset):
         Most images in a batch.
     generator : torch.Generator
         Draws the permutations; on the training device.
+
+    Attributes
+    ----------
+    n_drawn : int
+        Images in the batches of an epoch, those that are in two of them counted twice.
     """
 
     def __init__(self, images: Images, standardize: Standardizer, batch_size: int, generator: torch.Generator) -> None:
         self.images = images
         self.standardize = standardize
         self.generator = generator
-        # As many as the batch size asks for, but none with fewer than two images.
-        self.n_batches = min(-(-len(images) // batch_size), len(images) // 2)
+        self.n_batches = -(-len(images) // batch_size)
+        self.batch_size = -(-len(images) // self.n_batches)
+        self.n_drawn = self.n_batches * self.batch_size
         self.resident: Tensor | None = None
         device = standardize.device
         if device.type == "cuda" and images.array.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
@@ -70,11 +77,13 @@ class Batches(torch.utils.data.Dataset):
 
     def __iter__(self) -> Iterator[Tensor]:
         order = torch.randperm(len(self.images), generator=self.generator, device=self.generator.device)
+        # What the last batch lacks comes from the first one, so that none holds an image twice.
+        order = torch.cat([order, order[: self.n_drawn - len(order)]])
         if self.resident is None:
-            for rows in np.array_split(order.cpu().numpy(), self.n_batches):
+            for rows in order.cpu().numpy().reshape(self.n_batches, self.batch_size):
                 batch = self.images.take(rows)
                 # From pinned memory the copy to the device runs beside the step before.
                 yield self.standardize(batch.pin_memory() if order.is_cuda else batch)
         else:
-            for indices in torch.tensor_split(order, self.n_batches):
+            for indices in order.split(self.batch_size):
                 yield self.standardize(self.resident[indices])

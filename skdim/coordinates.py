@@ -64,8 +64,8 @@ class CoordinatePredictor(nn.Module):
         offset = torch.relu(self.offset_features(maps) + partners + self.offset_embedding(embedding)[:, None])
         return self.place(place), self.offset(offset)
 
-    def loss(self, features: Tensor, embedding: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute the mean of the four cross-entropies, each location paired with a random one.
+    def loss(self, features: Tensor, embedding: Tensor, partner: Tensor) -> Tensor:
+        """Compute the mean of the four cross-entropies.
 
         Parameters
         ----------
@@ -73,15 +73,14 @@ class CoordinatePredictor(nn.Module):
             Local features.
         embedding : Tensor of shape (N, d)
             Embeddings.
-        generator : torch.Generator
-            Draws the pairs, on the device of the features.
+        partner : Tensor of shape (L,), int64
+            For each location the one it is paired with.
 
         Returns
         -------
         Tensor of shape ()
             The loss, in nats.
         """
-        partner = torch.randperm(self.height * self.width, generator=generator, device=features.device)
         place, offset = self(features, embedding, partner)
         location = torch.arange(self.height * self.width, device=features.device)
         rows, columns = location // self.width, location % self.width

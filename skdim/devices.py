@@ -1,9 +1,12 @@
 """Where and how to compute: device, training precision and threads."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from math import prod
-from threading import Thread
+from threading import Lock, Thread
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +15,7 @@ from skdim.images import ImageShape
 
 __all__ = [
     "available_device",
+    "full_float32",
     "is_out_of_memory",
     "limited_threads",
     "place",
@@ -20,7 +24,14 @@ __all__ = [
 ]
 
 # What libraries say that are out of memory without torch's own error for it.
-OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
+OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "can't allocate memory",
+)
 
 # Images of up to this many values are computed on one thread. A second one would save less than a third of seconds.
 SMALL_IMAGE = 256
@@ -126,6 +137,58 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+class _FullFloat32:
+    """Context in which float32 is computed as such, not in TF32 or bfloat16, whatever torch's switches say.
+
+    The switches are the process's own: the first thread that comes in sets them, the last that leaves puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._n_inside = 0
+        self._before: list[tuple[Callable[[Any], None], Any]] = []
+
+    def __enter__(self) -> None:
+        with self._lock, warnings.catch_warnings():
+            # Some versions of torch call the older switches deprecated.
+            warnings.simplefilter("ignore")
+            if self._n_inside == 0:
+                self._switch()
+            self._n_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                for put, value in self._before:
+                    put(value)
+
+    def _switch(self) -> None:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        switches: list[tuple[Callable[[], Any], Callable[[Any], None], Any]] = [
+            (lambda: cudnn.allow_tf32, partial(setattr, cudnn, "allow_tf32"), False),
+            (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        ]
+        if hasattr(cudnn, "conv"):
+            # torch >= 2.9 has one for each kind of operation; the older two are kept in step, or reading them fails.
+            mkldnn: Any = torch.backends.mkldnn
+            for operation in (cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul):
+                name = "fp32_precision"
+                switches.append((partial(getattr, operation, name), partial(setattr, operation, name), "ieee"))
+        settings = []
+        for get, put, full in switches:
+            # An older switch cannot be read where the user's newer ones contradict it; those then suffice.
+            with suppress(RuntimeError):
+                settings.append((put, get(), full))
+        self._before = [(put, value) for put, value, _ in settings]
+        for put, _, full in settings:
+            put(full)
+
+
+full_float32 = _FullFloat32()
 
 
 @contextmanager

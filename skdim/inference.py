@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
-from skdim.devices import is_out_of_memory
+from skdim.devices import full_float32, is_out_of_memory
 from skdim.discriminators import Critic
 from skdim.encoders import mean_over_map, read_layers
 from skdim.images import Images
@@ -47,7 +47,7 @@ def encode(encoder: nn.Module, images: Images, standardize: Standardizer, layer:
     output = torch.empty((len(images), width), pin_memory=on_cuda)
     batch_size = CUDA_BATCH if on_cuda else CPU_BATCH
     start = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32:
         while start < len(images):
             batch = images.take(slice(start, start + batch_size))
             try:
@@ -69,6 +69,9 @@ def _encode_batch(encoder: nn.Module, standardize: Standardizer, batch: Tensor, 
     # Kernels are chosen by batch size and differ in the last bit: every batch gets the same size.
     if n_rows < batch_size:
         batch = torch.cat([batch, batch.new_zeros(batch_size - n_rows, *batch.shape[1:])])
+    if standardize.device.type == "cuda":
+        # The next batch is prepared while this one is copied and computed.
+        batch = batch.pin_memory()
     return read_layers(encoder, standardize(batch))[layer][:n_rows].flatten(1)
 
 
@@ -95,7 +98,7 @@ def local_scores(model: InfoMaxModel, images: Images, others: Images | None, sta
     modes = {module: module.training for module in model.modules()}
     model.eval()
     critic: Critic = model.critics["local"]  # type: ignore[assignment]
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32:
         maps, vectors, (height, width) = _encode_pairs(model, critic, images, standardize)
         own = critic.score(maps, vectors[:, None])[:, 0]
         other_maps = maps if others is None else _encode_pairs(model, critic, others, standardize)[0]

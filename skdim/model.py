@@ -1,6 +1,7 @@
 """The model that is trained: an encoder, its critics and its prior discriminator, and their loss terms."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,30 @@ from skdim.images import ImageShape
 from skdim.objectives import OBJECTIVES, Objective
 from skdim.views import Occlusion
 
-__all__ = ["InfoMaxModel", "build_model", "contrast"]
+__all__ = ["InfoMaxModel", "build_model", "contrast", "draw_others"]
 
 NEGATIVES = ("batch", "roll", "shuffle")
 
 # Scores held at once against all images of a batch, in elements: 64 MiB of float32.
 MAX_PAIR_ELEMENTS = 1 << 24
+
+
+class _Draws(NamedTuple):
+    """What is drawn at random for the terms of a batch.
+
+    Attributes
+    ----------
+    locations : Tensor of shape (R, local_samples) or None
+        The locations of each image's features that the local critic sees; None is all.
+    others : dict of str to list of list
+        For each critic, view and scheme of negatives what `draw_others` returns.
+    partner : Tensor of shape (L,) or None
+        For each location the one that the coordinate task pairs it with.
+    """
+
+    locations: Tensor | None
+    others: dict[str, list[list[Tensor | None]]]
+    partner: Tensor | None
 
 
 class InfoMaxModel(nn.Module):
@@ -96,21 +115,68 @@ class InfoMaxModel(nn.Module):
         embedding : Tensor of shape (R, d)
             All embeddings, those that an encoder may yield beyond one an image included.
         """
-        embedding, features = self._encode(torch.cat(list(views)), generator)
+        images = torch.cat(list(views))
+        occluded = None if self.occlusion is None else self.occlusion(images, generator)
+        embedding, features = self._encode(images, occluded)
         if self.noise is not None:
             embedding = self.noise(embedding, generator)
-        n_images = len(views[0])
+        return self._score(embedding, features, len(views), self._draw(features, len(views), generator))
+
+    def compile(self, **options: Any) -> None:
+        """Compile all but the draws, with the options of `torch.compile`: no compiled graph can hold a generator."""
+        self._encode = torch.compile(self._encode, **options)  # type: ignore[method-assign]
+        self._score = torch.compile(self._score, **options)  # type: ignore[method-assign]
+
+    def _encode(self, images: Tensor, occluded: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Embeddings (R, G, d), G an image, of occluded images where there are, and local features (R, K, h, w)."""
+        if occluded is None:
+            embedding, features = self.encoder(images)
+        else:
+            features = local_features(self.encoder, images)
+            embedding, _ = self.encoder(occluded)
+        return embedding.flatten(2).transpose(1, 2) if embedding.ndim == 4 else embedding[:, None], features
+
+    def _draw(self, features: Tensor, n_views: int, generator: torch.Generator) -> _Draws:
+        locations, partner = None, None
+        others = {}
+        for name in self.critics:
+            if name == "local":
+                locations = self._draw_locations(features, generator)
+            others[name] = [
+                [draw_others(scheme, len(features) // n_views, generator) for scheme in self.negatives[name]]
+                for _ in range(n_views)
+            ]
+        if self.coordinates is not None:
+            n_locations = features.shape[2] * features.shape[3]
+            partner = torch.randperm(n_locations, generator=generator, device=features.device)
+        return _Draws(locations, others, partner)
+
+    def _draw_locations(self, features: Tensor, generator: torch.Generator) -> Tensor | None:
+        n_locations = features.shape[2] * features.shape[3]
+        if self.local_samples is None or self.local_samples >= n_locations:
+            return None
+        draws = torch.rand((len(features), n_locations), generator=generator, device=features.device)
+        return draws.topk(self.local_samples, sorted=False).indices
+
+    def _score(
+        self, embedding: Tensor, features: Tensor, n_views: int, draws: _Draws
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Compute what `forward` returns."""
+        n_images = len(features) // n_views
         first, last = slice(0, n_images), slice(-n_images, None)
         # Features and embeddings that belong together: of one image, and where there are two views not of the same one.
-        pairs = [(first, last), (last, first)][: len(views)]
+        pairs = [(first, last), (last, first)][:n_views]
         terms, bounds = {}, {}
         for name in self.critics:
-            terms[name], bound = self._contrast_views(name, features, embedding, pairs, generator)
+            chosen = draws.locations if name == "local" else None
+            seen = features if chosen is None else _take_locations(features, chosen)
+            terms[name], bound = self._contrast_views(name, seen, embedding, pairs, draws.others[name])
             if bound is not None:
                 bounds[f"{name}_bound"] = bound
         if self.coordinates is not None:
+            assert draws.partner is not None
             partners = torch.cat([embedding[of_embedding] for _, of_embedding in pairs])
-            terms["coordinate"] = self.coordinates.loss(features, partners.mean(dim=1), generator)
+            terms["coordinate"] = self.coordinates.loss(features, partners.mean(dim=1), draws.partner)
         return terms, bounds, embedding.flatten(0, 1)
 
     def _contrast_views(
@@ -119,40 +185,19 @@ class InfoMaxModel(nn.Module):
         features: Tensor,
         embedding: Tensor,
         pairs: Sequence[tuple[slice, slice]],
-        generator: torch.Generator,
+        others: Sequence[Sequence[Tensor | None]],
     ) -> tuple[Tensor, Tensor | None]:
         """Loss and bound of one critic, averaged over views and negatives."""
         critic: Critic = self.critics[name]  # type: ignore[assignment]
-        if name == "local":
-            features = self._sample_locations(features, generator)
         maps, vectors = critic.encode(features, embedding.flatten(0, 1))
         vectors = vectors.view(*embedding.shape[:2], -1)
         results = [
-            contrast(critic, self.objective, maps[of_features], vectors[of_embedding], scheme, generator)
-            for of_features, of_embedding in pairs
-            for scheme in self.negatives[name]
+            contrast(critic, self.objective, maps[of_features], vectors[of_embedding], of_scheme)
+            for (of_features, of_embedding), of_pair in zip(pairs, others, strict=True)
+            for of_scheme in of_pair
         ]
         bounds = [bound for _, bound in results if bound is not None]
         return torch.stack([loss for loss, _ in results]).mean(), torch.stack(bounds).mean() if bounds else None
-
-    def _encode(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Embeddings (N, G, d), G an image, and local features (N, K, h, w)."""
-        if self.occlusion is None:
-            embedding, features = self.encoder(images)
-        else:
-            features = local_features(self.encoder, images)
-            embedding, _ = self.encoder(self.occlusion(images, generator))
-        return embedding.flatten(2).transpose(1, 2) if embedding.ndim == 4 else embedding[:, None], features
-
-    def _sample_locations(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        n_locations = features.shape[2] * features.shape[3]
-        if self.local_samples is None or self.local_samples >= n_locations:
-            return features
-        draws = torch.rand((len(features), n_locations), generator=generator, device=features.device)
-        chosen = draws.topk(self.local_samples, sorted=False).indices
-        locations = features.permute(0, 2, 3, 1).flatten(1, 2)
-        sampled = locations.gather(1, chosen[:, :, None].expand(-1, -1, features.shape[1]))
-        return sampled.transpose(1, 2)[..., None]
 
     def prior_discriminator_loss(self, embedding: Tensor, generator: torch.Generator) -> Tensor:
         """Loss of the prior discriminator: prior samples are real, embeddings are not.
@@ -252,13 +297,33 @@ def build_model(
     )
 
 
+def draw_others(negatives: str, n_images: int, generator: torch.Generator) -> Tensor | None:
+    """Draw for each image of a batch the one whose embedding its locations meet as negatives.
+
+    Parameters
+    ----------
+    negatives : {"batch", "roll", "shuffle"}
+        All other images, the one before, or another one, by a random cycle through all images.
+    n_images : int
+        Images of the batch.
+    generator : torch.Generator
+        Draws the cycle, on the device of the embeddings.
+
+    Returns
+    -------
+    Tensor of shape (n_images,), int64, or None
+        A permutation that leaves nothing in place; None means all other images.
+    """
+    if negatives == "batch":
+        return None
+    if negatives == "roll":
+        return torch.arange(n_images, device=generator.device).roll(1)
+    order = torch.randperm(n_images, generator=generator, device=generator.device)
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
+
+
 def contrast(
-    critic: Critic,
-    objective: Objective,
-    maps: Tensor,
-    vectors: Tensor,
-    negatives: str,
-    generator: torch.Generator,
+    critic: Critic, objective: Objective, maps: Tensor, vectors: Tensor, others: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of one critic on a batch, and the bound in nats that it stands for.
 
@@ -272,10 +337,9 @@ def contrast(
         Features as the critic encodes them.
     vectors : Tensor of shape (N, G, U)
         Embeddings as the critic encodes them, G an image.
-    negatives : {"batch", "roll", "shuffle"}
-        Each embedding meets the locations of all other images, of the next image, or of a random other image.
-    generator : torch.Generator
-        Draws the permutation of "shuffle", on the device of the embeddings.
+    others : Tensor of shape (N,), int64, or None
+        A permutation that leaves nothing in place: the image whose embeddings an image's locations meet as negatives.
+        None means all other images.
 
     Returns
     -------
@@ -284,34 +348,30 @@ def contrast(
     bound : Tensor of shape () or None
         Lower bound of the mutual information in nats, without gradient, where the objective is one.
     """
-    if negatives == "batch":
+    if others is None:
         positive, reduced = _meet_all_images(critic, objective, maps, vectors)
     else:
-        shift = (_next_image if negatives == "roll" else _random_other_image)(len(maps), generator)
         positive = _at_least_float32(critic.score(maps, vectors)).flatten(0, 1)
         # Moving the small embeddings rather than the maps gives the same pairs; row i is then sorted back to belong to
         # image i, as its positives do.
-        negative = _at_least_float32(critic.score(maps, vectors[shift]))[torch.argsort(shift)].flatten(0, 1)
+        negative = _at_least_float32(critic.score(maps, vectors[others]))[torch.argsort(others)].flatten(0, 1)
         reduced = objective.reduce(negative, negative.shape[1])
     loss = objective.loss(positive, reduced)
     n_images, n_locations = maps.shape[:2]
-    n_negatives = n_locations * (n_images - 1 if negatives == "batch" else 1)
+    n_negatives = n_locations * (n_images - 1 if others is None else 1)
     return loss, None if objective.bound is None else objective.bound(loss.detach(), n_negatives)
+
+
+def _take_locations(features: Tensor, chosen: Tensor) -> Tensor:
+    """Pick each image's chosen locations (R, m) out of maps (R, K, h, w), as maps (R, K, m, 1)."""
+    locations = features.permute(0, 2, 3, 1).flatten(1, 2)
+    sampled = locations.gather(1, chosen[:, :, None].expand(-1, -1, features.shape[1]))
+    return sampled.transpose(1, 2)[..., None]
 
 
 def _at_least_float32(scores: Tensor) -> Tensor:
     """Losses need more digits than the bfloat16 of autocast."""
     return scores.float() if scores.dtype.itemsize < 4 else scores
-
-
-def _next_image(n_images: int, generator: torch.Generator) -> Tensor:
-    return torch.arange(n_images, device=generator.device).roll(1)
-
-
-def _random_other_image(n_images: int, generator: torch.Generator) -> Tensor:
-    """Random permutation that leaves nothing in place: a random cycle through all images."""
-    order = torch.randperm(n_images, generator=generator, device=generator.device)
-    return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
 def _meet_all_images(critic: Critic, objective: Objective, maps: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

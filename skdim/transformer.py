@@ -32,6 +32,7 @@ from skdim.devices import (
     resolve_precision,
 )
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
+from skdim.export import write_onnx
 from skdim.images import Images, channel_statistics, check_image_shape, check_images
 from skdim.inference import encode
 from skdim.model import NEGATIVES, build_model
@@ -156,8 +157,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         Passes over the images. 0 gives the untrained encoder, the control for what training brings.
 
     batch_size : int, default=128
-        Most images in a batch; an image that would be left alone joins another batch. It also sets how many negatives
-        there are with ``negatives="batch"``.
+        Most images in a batch. All batches have one size; where the images do not divide into such batches, a few
+        random ones are seen twice in an epoch. It also sets how many negatives there are with ``negatives="batch"``.
 
     lr : float, default=2e-3
         Learning rate of Adam; the highest one of the "one_cycle" schedule.
@@ -546,6 +547,42 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         )
         save_model(path, type(self), model)
 
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write what `transform` computes to an ONNX file, for other runtimes and languages.
+
+        The file takes a tensor "images" of shape (n, C, H, W), any n, and returns the layer that `output_layer` names,
+        under that name, as float32 (n, n_features_out). Images are uint8 if those of `fit` were, else float32; scaling
+        and standardisation are in the file. Before it is written, whole or not at all, it is run in onnxruntime and
+        compared with the encoder. Needs the packages onnx, onnxscript and onnxruntime.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, ".onnx" by custom; one that is there is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` has not been called.
+        ImportError
+            If a package is missing.
+        ValueError
+            If torch cannot export an encoder of your own for any number of images, or it has 2 GiB of weights or more.
+        OSError
+            If the file cannot be written. One that was there is as it was.
+        """
+        check_is_fitted(self)
+        self._check_output_layer()
+        write_onnx(
+            path,
+            self.encoder_,
+            self.output_layer,
+            self.image_shape_,
+            self.mean_,
+            self.std_,
+            is_uint8=self._trained_on_uint8,
+        )
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto", encoder: Any = None) -> Self:
         """Read an estimator from a file that `save` wrote; the file may come from a stranger.
@@ -646,7 +683,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
                 if not isinstance(self.encoder, str) or callable(self.augmentation):
                     # What the user brings may draw from torch's global generators, in dropout say; ours never do.
                     generators = stack.enter_context(private_rng(self.net_.draw_seed(), device))
-                progress = stack.enter_context(Progress(epochs, len(images), self.verbose))
+                progress = stack.enter_context(Progress(epochs, batches.n_drawn, self.verbose))
                 # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
                 callbacks = [progress, *(self.callbacks or ()), *watchers]
                 records = self.net_.train(

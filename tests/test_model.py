@@ -16,7 +16,7 @@ from skdim.discriminators import (
     PriorNoise,
 )
 from skdim.encoders import DCGANEncoder
-from skdim.model import InfoMaxModel, build_model, contrast
+from skdim.model import InfoMaxModel, _take_locations, build_model, contrast, draw_others
 from skdim.objectives import OBJECTIVES, Objective
 
 CRITICS = {
@@ -31,7 +31,7 @@ FEATURE_SHAPE, N_COMPONENTS, N_UNITS = (3, 3, 2), 4, 5
 
 def contrast_images(critic, objective, features, embedding, negatives, generator):
     maps, vectors = critic.encode(features, embedding)
-    return contrast(critic, objective, maps, vectors[:, None], negatives, generator)
+    return contrast(critic, objective, maps, vectors[:, None], draw_others(negatives, len(maps), generator))
 
 
 def seeded(seed=0):
@@ -350,8 +350,9 @@ def test_of_two_views_features_of_each_meet_the_embeddings_of_the_other(negative
     for name, critic in model.critics.items():
         maps, vectors = critic.encode(features, both)
         ways = [
-            contrast(critic, OBJECTIVES["infonce"], maps[:4], vectors[4:, None], negatives, generator)[0],
-            contrast(critic, OBJECTIVES["infonce"], maps[4:], vectors[:4, None], negatives, generator)[0],
+            contrast(critic, OBJECTIVES["infonce"], maps[one], vectors[other, None], others)[0]
+            for one, other in ((slice(4), slice(4, 8)), (slice(4, 8), slice(4)))
+            for others in [draw_others(negatives, 4, generator)]
         ]
         torch.testing.assert_close(terms[name], sum(ways) / 2)
 
@@ -413,7 +414,7 @@ def test_sampled_locations_are_distinct_ones_of_the_same_image():
     codes = (100 * torch.arange(6)[:, None] + torch.arange(64)).float().view(6, 1, 8, 8)
     features = torch.cat([codes, -codes], dim=1)
     generator = seeded()
-    draws = [model._sample_locations(features, generator) for _ in range(200)]
+    draws = [_take_locations(features, model._draw_locations(features, generator)) for _ in range(200)]
     for sampled in draws[:5]:
         assert sampled.shape == (6, 2, 5, 1)
         assert torch.equal(sampled[:, 1], -sampled[:, 0])

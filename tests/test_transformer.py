@@ -220,12 +220,26 @@ def test_output_layers(digits):
         small(encoder="stride1", output_layer="hidden").fit(digits[0])
 
 
-def test_the_last_short_batch_loses_no_image_and_is_never_one(digits):
+@pytest.mark.parametrize(
+    ("n", "batch_size", "size"), [(65, 64, 33), (3, 2, 2), (5, 2, 2), (2, 128, 2), (129, 64, 43), (41, 10, 9)]
+)
+def test_batches_have_one_size_and_together_every_image(digits, n, batch_size, size):
     X, _ = digits
-    for n, batch_size in ((65, 64), (3, 2), (5, 2), (2, 128), (129, 64)):
-        dim = small(batch_size=batch_size, max_epochs=1).fit(X[:n])
-        assert np.isfinite(dim.transform(X)).all()
-        assert dim.history_[0]["images_per_second"] * dim.history_[0]["seconds"] == pytest.approx(n)
+    seen = []
+
+    class Watched(OwnEncoder):
+        def forward(self, images):
+            if self.training:
+                seen.append(images.detach().flatten(1))
+            return super().forward(images)
+
+    dim = small(encoder=Watched, batch_size=batch_size, max_epochs=1).fit(X[:n])
+    assert {len(images) for images in seen} == {size}
+    assert len(seen) == -(-n // batch_size)
+    assert all(len(images.unique(dim=0)) == size for images in seen)
+    assert len(torch.cat(seen).unique(dim=0)) == n
+    record = dim.history_[0]
+    assert record["images_per_second"] * record["seconds"] == pytest.approx(size * len(seen))
 
 
 def test_images_are_shuffled_anew_each_epoch(digits):
@@ -481,12 +495,21 @@ def test_a_bad_last_step_is_an_error_too(digits):
         small(lr=1e12, lr_schedule="constant", max_epochs=1, batch_size=300, prior_weight=0).fit(digits[0])
 
 
-@pytest.mark.parametrize("n_failures", [1, 3])
-def test_transform_shrinks_its_batch_when_memory_is_short(digits, monkeypatch, n_failures):
+@pytest.mark.parametrize(
+    ("n_failures", "error"),
+    [
+        (1, torch.OutOfMemoryError("CUDA out of memory.")),
+        (3, torch.OutOfMemoryError("CUDA out of memory.")),
+        (1, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+        (1, RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED")),
+        (1, RuntimeError("CUDA error: out of memory")),
+    ],
+)
+def test_transform_shrinks_its_batch_when_memory_is_short(digits, monkeypatch, n_failures, error):
     X, _ = digits
     dim = small().fit(X)
     expected = dim.transform(X)
-    failures = [torch.OutOfMemoryError("CUDA out of memory.")] * n_failures
+    failures = [error] * n_failures
     sizes = []
 
     def short_of_memory(encoder, images):

@@ -154,4 +154,4 @@ class _Folded(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         vectors = self.network(self.crops(images)).mean((2, 3))
-        return vectors.view(len(images), *self.crops.grid, -1).permute(0, 3, 1, 2)
+        return vectors.unflatten(0, (-1, *self.crops.grid)).permute(0, 3, 1, 2)
