@@ -4,6 +4,7 @@ A file is in safetensors format: the tensors, and in its metadata JSON for every
 ever run. A SHA-256 over all its bytes tells a damaged file.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, Self
 
 import numpy as np
@@ -145,6 +147,10 @@ class Checkpoints:
             raise ValueError(
                 f"checkpoint_dir={str(self.folder)!r} is in use by another training; each needs a directory of its own."
             ) from error
+        except OSError as error:
+            # Network file systems may have no locks, or none on folders.
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR):
+                raise
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -196,29 +202,57 @@ def describe(value: Any) -> Any:
     Parameters
     ----------
     value : object
-        A number, string, collection, module, class, function or object of any other kind.
+        A number, string, collection, array, tensor, module, class, function or object of any other kind.
 
     Returns
     -------
     object
-        What JSON can hold. Classes and functions are told by their names, modules also by their structure, weights and
-        plain attributes, other objects by their attributes.
+        What JSON can hold. Arrays and modules are told by digests, classes by their names, functions also by their code
+        and what they hold, other objects by their attributes.
     """
+    return _describe(value, ())
+
+
+def _describe(value: Any, inside: tuple[int, ...]) -> Any:
+    """Describe a value that is part of those with the ids `inside`."""
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, str | bool | int | float):
         return value
+    if id(value) in inside:
+        return "itself"
+    inside = (*inside, id(value))
     if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
+        return [_describe(item, inside) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
+        return {str(key): _describe(item, inside) for key, item in value.items()}
+    if isinstance(value, np.ndarray | Tensor):
+        array = np.ascontiguousarray(value.detach().float().cpu() if isinstance(value, Tensor) else value)
+        if array.dtype == object:
+            return [_describe(item, inside) for item in array.ravel()]
+        return {"shape": list(array.shape), "dtype": str(value.dtype), "sha256": _digest(array.tobytes())}
     if isinstance(value, partial):
-        return {"partial": [describe(value.func), describe(value.args), describe(value.keywords)]}
+        return {"partial": [_describe(part, inside) for part in (value.func, value.args, value.keywords)]}
+    if isinstance(value, MethodType):
+        return {"method": [_describe(value.__func__, inside), _describe(value.__self__, inside)]}
     named = value if hasattr(value, "__qualname__") else type(value)
     name = f"{named.__module__}.{named.__qualname__}"
     if isinstance(value, nn.Module):
         return f"{name} {_digest_module(value)}"
-    return name if named is value else {name: describe(getattr(value, "__dict__", {}))}
+    if isinstance(value, FunctionType):
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        return {
+            name: [_digest(value.__code__.co_code), _describe([value.__defaults__, value.__kwdefaults__, held], inside)]
+        }
+    if named is value:
+        return name
+    slots = [slot for parent in type(value).__mro__ for slot in getattr(parent, "__slots__", ())]
+    attributes = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
+    return {name: _describe(attributes | getattr(value, "__dict__", {}), inside)}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _digest_module(module: nn.Module) -> str:

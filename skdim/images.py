@@ -60,6 +60,7 @@ def check_images(
     image_shape: ImageShape | None,
     data_format: str,
     reset: bool,
+    min_samples: int = 1,
 ) -> Images:
     """Check the input of an estimator and bring it into the form of images.
 
@@ -77,7 +78,9 @@ def check_images(
     data_format : {"auto", "channels_first", "channels_last"}
         Order of the axes of an image, in flat rows too (where "auto" means "channels_first").
     reset : bool
-        Whether this is a fit, which needs two images and sets the shape.
+        Whether this is a first fit, which sets the shape.
+    min_samples : int, default=1
+        The least number of images; training needs two.
 
     Returns
     -------
@@ -101,7 +104,7 @@ def check_images(
     if ndim > 4:
         raise ValueError(f"Found array with dim {ndim}, while dim <= 4 is required by {name}.")
     if ndim < 3:
-        flat = _validate(estimator, X, reset)
+        flat = _validate(estimator, X, reset, min_samples)
         shape = image_shape or _guess_shape(flat.shape[1])
         if prod(shape) != flat.shape[1]:
             raise ValueError(
@@ -114,7 +117,7 @@ def check_images(
                 f"Found array with 0 feature(s) (shape={X.shape}) while a minimum of 1 is required by {name}."
             )
         shape, channels_last = _infer_layout(X.shape, image_shape, data_format, name)
-        flat = _validate(estimator, X.reshape(len(X), prod(X.shape[1:])), reset)
+        flat = _validate(estimator, X.reshape(len(X), prod(X.shape[1:])), reset, min_samples)
     channels, height, width = shape
     stored = (height, width, channels) if channels_last else shape
     return Images(flat.reshape(len(flat), *stored), shape, channels_last)
@@ -189,13 +192,13 @@ def _stack(rows: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
         ) from error
 
 
-def _validate(estimator: BaseEstimator, X: Any, reset: bool) -> NDArray[Any]:
+def _validate(estimator: BaseEstimator, X: Any, reset: bool, min_samples: int) -> NDArray[Any]:
     """scikit-learn's own validation of flat rows, without a float64 copy."""
     try:
         # A float64 value beyond float32 becomes infinite in the cast and is refused by the check that follows it.
         with np.errstate(over="ignore"):
             return validate_data(
-                estimator, X, dtype=[np.float32, np.uint8], reset=reset, ensure_min_samples=2 if reset else 1
+                estimator, X, dtype=[np.float32, np.uint8], reset=reset, ensure_min_samples=min_samples
             )
     except OverflowError as error:
         raise ValueError("Input X contains a value too large for dtype('float32').") from error

@@ -346,7 +346,7 @@ def contrast(
     loss : Tensor of shape ()
         The loss.
     bound : Tensor of shape () or None
-        Lower bound of the mutual information in nats, without gradient, where the objective is one.
+        Estimate of a lower bound of the mutual information in nats, without gradient, where the objective gives one.
     """
     if others is None:
         positive, reduced = _meet_all_images(critic, objective, maps, vectors)
@@ -357,9 +357,11 @@ def contrast(
         negative = _at_least_float32(critic.score(maps, vectors[others]))[torch.argsort(others)].flatten(0, 1)
         reduced = objective.reduce(negative, negative.shape[1])
     loss = objective.loss(positive, reduced)
+    if objective.bound is None:
+        return loss, None
     n_images, n_locations = maps.shape[:2]
-    n_negatives = n_locations * (n_images - 1 if others is None else 1)
-    return loss, None if objective.bound is None else objective.bound(loss.detach(), n_negatives)
+    n_others = n_images - 1 if others is None else 1
+    return loss, objective.bound(positive.detach(), reduced.detach(), n_others, n_locations)
 
 
 def _take_locations(features: Tensor, chosen: Tensor) -> Tensor:

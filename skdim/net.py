@@ -4,6 +4,7 @@ import copy
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -255,12 +256,15 @@ class DIMNet(NeuralNet):
         optimizers = [getattr(self, name + "_") for name in self._optimizers]
         parts = [self.module_, *optimizers]
         states = copy.deepcopy([part.state_dict() for part in parts])
+        trainable = [parameter.requires_grad for parameter in self.module_.parameters()]
         generator_state, n_epochs = self.generator.get_state(), len(self.history)
         try:
             yield
         except BaseException:
             for part, state in zip(parts, states, strict=True):
                 part.load_state_dict(state)
+            for parameter, is_trainable in zip(self.module_.parameters(), trainable, strict=True):
+                parameter.requires_grad_(is_trainable)
             self.generator.set_state(generator_state)
             del self.history[n_epochs:]
             raise
@@ -276,9 +280,21 @@ class DIMNet(NeuralNet):
             "schedulers": [scheduler.state_dict() for scheduler in self._schedulers],
             "generators": [generator.get_state() for generator in generators],
             "callbacks": {name: _callback_state(callback) for name, callback in self.callbacks_},
-            # One batch stands for all, as everywhere where nobody watches them.
-            "history": [{**epoch, "batches": epoch["batches"][-1:]} for epoch in self.history.to_list()],
+            "history": self._storable_history(),
         }
+
+    def _storable_history(self) -> list[dict[str, Any]]:
+        # One batch stands for all, as everywhere where nobody watches them.
+        epochs = [{**epoch, "batches": epoch["batches"][-1:]} for epoch in self.history.to_list()]
+        left_out = {name for epoch in epochs for name, value in epoch.items() if not is_storable(value)}
+        if left_out:
+            warnings.warn(
+                f"Checkpoints leave out what a callback has recorded as {', '.join(sorted(left_out))}: it is neither a "
+                "number nor a text nor a tensor.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return [{name: value for name, value in epoch.items() if name not in left_out} for epoch in epochs]
 
     def _load_state(self, state: dict[str, Any], generators: Sequence[torch.Generator]) -> None:
         try:
@@ -368,7 +384,8 @@ class DIMNet(NeuralNet):
         """Update the prior discriminator, then encoder and critics, on one batch; return the loss terms, detached."""
         model = self.module_
         augment = self.augmentation
-        views = [batch] if augment is None else [augment(batch, self.generator) for _ in range(2)]
+        # Copies, because an augmentation may work in place.
+        views = [batch] if augment is None else [augment(batch.clone(), self.generator) for _ in range(2)]
         with torch.autocast(batch.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             terms, report, embedding = model(views, self.generator)
         if model.prior is not None:
@@ -379,7 +396,8 @@ class DIMNet(NeuralNet):
         self.optimizer_.zero_grad(set_to_none=True)
         loss.backward()
         if any(_overrides(callback, "on_grad_computed") for _, callback in self.callbacks_):
-            named = list(model.named_parameters())
+            # Not the prior discriminator's: what the encoder's loss leaves there is no gradient of its own.
+            named = [(name, each) for name, each in model.named_parameters() if not name.startswith("prior.")]
             self.notify("on_grad_computed", named_parameters=named, batch=(batch, None), training=True)
         self.optimizer_.step()
         for scheduler in self._schedulers:

@@ -31,13 +31,14 @@ class Objective(NamedTuple):
         ``loss(positive, reduced)`` maps positive scores of shape (N, L) and the reduced negatives of shape (N,) to
         the scalar loss.
     bound : callable or None
-        ``bound(loss, count)`` is the lower bound of the mutual information, in nats, that the loss stands for; None
-        where the loss bounds nothing.
+        ``bound(positive, reduced, n_images, n_locations)`` estimates a lower bound of the mutual information, in nats,
+        from what `loss` is given, where the negatives of a row are `n_locations` scores of each of `n_images`
+        independent images; None where the objective bounds nothing.
     """
 
     reduce: Callable[[Tensor, int], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
-    bound: Callable[[Tensor, int], Tensor] | None = None
+    bound: Callable[[Tensor, Tensor, int, int], Tensor] | None = None
 
     def __call__(self, positive: Tensor, negative: Tensor) -> Tensor:
         return self.loss(positive, self.reduce(negative, negative.shape[1]))
@@ -60,6 +61,17 @@ def _infonce_loss(positive: Tensor, log_sum_exp: Tensor) -> Tensor:
     return softplus(log_sum_exp[:, None] - positive).mean()
 
 
+def _infonce_bound(positive: Tensor, log_sum_exp: Tensor, n_images: int, n_locations: int) -> Tensor:
+    # The locations of one image are no independent samples: each image counts once, with the mean over its locations.
+    # As log(1 + s) is concave in s, this is at most the bound with a single location of each.
+    log_sum_of_means = log_sum_exp - math.log(n_locations)
+    return math.log(1 + n_images) - softplus(log_sum_of_means[:, None] - positive).mean()
+
+
+def _donsker_varadhan_bound(positive: Tensor, log_mean_exp: Tensor, n_images: int, n_locations: int) -> Tensor:
+    return -_donsker_varadhan_loss(positive, log_mean_exp)
+
+
 def _jsd_loss(positive: Tensor, mean_softplus: Tensor) -> Tensor:
     return softplus(-positive).mean() + mean_softplus.mean()
 
@@ -68,9 +80,9 @@ def _donsker_varadhan_loss(positive: Tensor, log_mean_exp: Tensor) -> Tensor:
     return torch.logsumexp(log_mean_exp, dim=0) - math.log(len(log_mean_exp)) - positive.mean()
 
 
-INFONCE = Objective(_log_sum_exp, _infonce_loss, lambda loss, count: math.log(1 + count) - loss)
+INFONCE = Objective(_log_sum_exp, _infonce_loss, _infonce_bound)
 JSD = Objective(_mean_softplus, _jsd_loss)
-DONSKER_VARADHAN = Objective(_log_mean_exp, _donsker_varadhan_loss, lambda loss, count: -loss)
+DONSKER_VARADHAN = Objective(_log_mean_exp, _donsker_varadhan_loss, _donsker_varadhan_bound)
 
 # Beyond this score an exponential goes on as its tangent.
 EXP_LIMIT = 10.0
@@ -108,8 +120,9 @@ def infonce(positive: Tensor, negative: Tensor) -> Tensor:
 
     .. math:: \frac{1}{NL} \sum_{i,l} -\log \frac{e^{T_{il}}}{e^{T_{il}} + \sum_m e^{T'_{im}}}
 
-    At chance, with all scores equal, the loss is :math:`\log(1 + M)`; :math:`\log(1 + M)` minus the loss is a lower
-    bound of the mutual information in nats (van den Oord et al., arXiv 1807.03748). Overflow is held off by the
+    At chance, with all scores equal, the loss is :math:`\log(1 + M)`; with M independent negatives :math:`\log(1 + M)`
+    minus the loss is a lower bound of the mutual information in nats (van den Oord et al., arXiv 1807.03748), which the
+    locations of one image are not. Overflow is held off by the
     log-sum-exp, which subtracts the largest score before it exponentiates.
 
     Parameters

@@ -1,6 +1,6 @@
 """Checks of parameters that go beyond types and ranges, before any work."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from skdim.model import NEGATIVES
@@ -53,10 +53,14 @@ def check_negatives(negatives: Any, critics: Iterable[str]) -> dict[str, tuple[s
     by_critic = dict(negatives) if isinstance(negatives, Mapping) else dict.fromkeys(("local", "global"), negatives)
     if not set(critics) <= set(by_critic) <= {"local", "global"}:
         raise ValueError(f"negatives as a dict must name the critics {sorted(critics)}, got {negatives!r}.")
-    schemes = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in by_critic.items()}
-    if not all(value and set(value) <= set(NEGATIVES) for value in schemes.values()):
+    schemes = {name: (value,) if isinstance(value, str) else value for name, value in by_critic.items()}
+    if not all(isinstance(value, list | tuple) and value and _are_schemes(value) for value in schemes.values()):
         raise ValueError(
             f"negatives must be one of {list(NEGATIVES)}, a sequence of them, or a dict of these for 'local' and "
             f"'global', got {negatives!r}."
         )
-    return {name: schemes[name] for name in critics}
+    return {name: tuple(schemes[name]) for name in critics}
+
+
+def _are_schemes(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) and value in NEGATIVES for value in values)

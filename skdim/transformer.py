@@ -33,7 +33,7 @@ from skdim.devices import (
 )
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.export import write_onnx
-from skdim.images import Images, channel_statistics, check_image_shape, check_images
+from skdim.images import Images, ImageShape, channel_statistics, check_image_shape, check_images
 from skdim.inference import encode
 from skdim.model import NEGATIVES, build_model
 from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
@@ -53,6 +53,12 @@ _NOT_COMPARED = (
     *("random_state", "verbose", "warm_start"),
 )
 _SEED = "seed drawn from random_state"
+
+
+def _split_seed(entropy: int) -> tuple[int, int]:
+    """Derive the seeds of the encoder and of the net."""
+    encoder_seed, net_seed = np.random.SeedSequence(entropy).generate_state(2)
+    return int(encoder_seed), int(net_seed)
 
 
 class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, CallbackSupportMixin, BaseEstimator):
@@ -116,7 +122,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         critic, ``{"local": "batch", "global": ("roll", "shuffle")}``.
 
     local_samples : int, default=None
-        How many locations of each image the local critic sees in a batch, drawn at random. None is all of them.
+        How many locations of each image the local critic sees in a batch, drawn at random. None is all of them, and
+        so is more than there are.
 
     prior : {"uniform", "normal"}, default="uniform"
         What the embedding y is matched to: "uniform" matches ``sigmoid(y)`` to the uniform distribution on [0, 1] in
@@ -184,9 +191,10 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         Directory in which `fit` writes the state of training after each epoch: one safetensors file of 12 bytes a
         weight, of which it keeps the newest two. A `fit` that finds a state there goes on from it, to the same bits as
         without the interruption; after the last epoch it returns the result. The directory is for one training: one of
-        other parameters or images is refused. With ``random_state=None`` the seed of the first attempt is taken over,
-        and with ``lr_schedule="constant"`` `max_epochs` may be raised, to train on. A checkpoint that cannot be
-        written is a warning. `partial_fit` takes no notice of the directory, and ``warm_start=True`` excludes it.
+        other parameters or images is refused. With ``random_state=None`` the seed of the first attempt is taken over.
+        With ``lr_schedule="constant"`` `max_epochs` may be raised, to train on from where the last `fit` ended, unless
+        a callback had stopped it: that result is final. A checkpoint that cannot be written is a warning. `partial_fit`
+        takes no notice of the directory, and ``warm_start=True`` excludes it.
 
     callbacks : list of skorch.callbacks.Callback, default=None
         Callbacks for the training net, ``EarlyStopping(monitor="train_loss")`` for one. There is no validation loss;
@@ -230,7 +238,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
     history_ : list of dict
         One dict an epoch: "loss", each of its terms before weighting ("local", "global", "prior", "coordinate"),
         "prior_discriminator", "seconds" and "images_per_second"; with "infonce" and "dv" also "local_bound" and
-        "global_bound", lower bounds of the mutual information in nats.
+        "global_bound", estimates of lower bounds of the mutual information in nats (those of "dv" are biased upwards by
+        batches being finite).
     loss_curve_ : list of float
         The weighted loss of each epoch.
     device_ : torch.device
@@ -657,40 +666,39 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         device = resolve_device(self.device)
         if go_on:
             self._check_same_encoder()
-        images = self._check_images(X, reset=not go_on)
+        images = self._check_images(X, reset=not go_on, min_samples=2)
         if go_on:
             self._warn_of_other_scale(images, stacklevel=5)
         entropy = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        with (
-            self._open_checkpoints(checkpoint_dir, images, device, entropy) as checkpoints,
-            limited_threads(images.shape, device),
-            self._advised_on_memory(device),
-        ):
-            if checkpoints is not None:
-                entropy = checkpoints.identity[_SEED]
-            encoder_seed, net_seed = (int(seed) for seed in np.random.SeedSequence(entropy).generate_state(2))
+        encoder_seed, net_seed = _split_seed(entropy)
+        with limited_threads(images.shape, device), self._advised_on_memory(device), ExitStack() as stack:
             if not go_on:
                 self._start(images, encoder_seed)
+            self._check_coordinates()
             standardize = Standardizer(self.mean_, self.std_, device)
-            augmentation = check_augmentation(self.augmentation, standardize(images.take(slice(2))))
+            with private_rng(net_seed, device):
+                augmentation = check_augmentation(self.augmentation, standardize(images.take(slice(2))))
+            checkpoints = stack.enter_context(self._open_checkpoints(checkpoint_dir, images, device, entropy))
+            if checkpoints is not None and checkpoints.identity[_SEED] != entropy:
+                encoder_seed, net_seed = _split_seed(checkpoints.identity[_SEED])
+                self._build_encoder(images.shape, encoder_seed)
             self._make_net(weights, negatives, augmentation, device, net_seed, keep=go_on)
             self.net_.criterion_.weights = weights
             batches = Batches(images, standardize, self.batch_size, self.net_.generator)
-            with ExitStack() as stack:
-                if go_on:
-                    stack.enter_context(self.net_.rolled_back_on_error())
-                generators = []
-                if not isinstance(self.encoder, str) or callable(self.augmentation):
-                    # What the user brings may draw from torch's global generators, in dropout say; ours never do.
-                    generators = stack.enter_context(private_rng(self.net_.draw_seed(), device))
-                progress = stack.enter_context(Progress(epochs, batches.n_drawn, self.verbose))
-                # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
-                callbacks = [progress, *(self.callbacks or ()), *watchers]
-                records = self.net_.train(
-                    batches, epochs, self.lr, lr_schedule, callbacks, progress.step, checkpoints, generators
-                )
-                self.encoder_.eval()
-                self._check_finite_embeddings(images)
+            if go_on:
+                stack.enter_context(self.net_.rolled_back_on_error())
+            generators = []
+            if not isinstance(self.encoder, str) or callable(self.augmentation):
+                # What the user brings may draw from torch's global generators, in dropout say; ours never do.
+                generators = stack.enter_context(private_rng(self.net_.draw_seed(), device))
+            progress = stack.enter_context(Progress(epochs, batches.n_drawn, self.verbose))
+            # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
+            callbacks = [progress, *(self.callbacks or ()), *watchers]
+            records = self.net_.train(
+                batches, epochs, self.lr, lr_schedule, callbacks, progress.step, checkpoints, generators
+            )
+            self.encoder_.eval()
+            self._check_finite_embeddings(images)
         self.__dict__.update(training_attributes(self.history_ + records))
 
     def _open_checkpoints(
@@ -701,7 +709,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
             return nullcontext()
         params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_COMPARED}
         if self.lr_schedule == "constant":
-            # More epochs are then the same training, made longer.
+            # More epochs then go on from the end of fewer.
             del params["max_epochs"]
         identity = {
             **{name: describe(value) for name, value in params.items()},
@@ -738,10 +746,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
 
     def _start(self, images: Images, seed: int) -> None:
         """Set everything that a fit sets and going on keeps."""
-        with private_rng(seed, torch.device("cpu")):
-            self.encoder_, self._layer_shapes = make_encoder(
-                self.encoder, images.shape, self.n_components, **self._get_encoder_options()
-            )
+        self._build_encoder(images.shape, seed)
         self._check_output_layer()
         self._encoder_spec = self.encoder
         self._encoder_options = self._get_encoder_options()
@@ -749,6 +754,20 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         self.mean_, self.std_ = channel_statistics(images)
         self._trained_on_uint8 = images.array.dtype == np.uint8
         self.history_ = []
+
+    def _build_encoder(self, image_shape: ImageShape, seed: int) -> None:
+        with private_rng(seed, torch.device("cpu")):
+            self.encoder_, self._layer_shapes = make_encoder(
+                self.encoder, image_shape, self.n_components, **self._get_encoder_options()
+            )
+
+    def _check_coordinates(self) -> None:
+        _, height, width = self._layer_shapes["local"]
+        if self.coordinate_weight and height * width < 2:
+            raise ValueError(
+                f"coordinate_weight={self.coordinate_weight} needs local features at two locations at least, but those "
+                f"of {type(self.encoder_).__name__} for images of shape {self.image_shape_} are {height} x {width}."
+            )
 
     def _make_net(
         self,
@@ -775,9 +794,9 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
                 stacklevel=5,
             )
         occlusion = None
-        if self.occlusion:
-            occlusion = Occlusion(*receptive_fields(self.encoder_.cpu(), self.image_shape_), device)
         with private_rng(seed, torch.device("cpu")):
+            if self.occlusion:
+                occlusion = Occlusion(*receptive_fields(self.encoder_.cpu(), self.image_shape_), device)
             model = build_model(
                 self.encoder_,
                 self._layer_shapes["local"],
@@ -816,8 +835,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
             )
         if self._get_encoder_options() != self._encoder_options:
             raise ValueError(
-                "Training cannot go on: multiple_globals, prior or prior_matching were changed since the encoder was "
-                "fitted, and call for another network."
+                "Training cannot go on: multiple_globals, prior, prior_weight or prior_matching were changed since the "
+                "encoder was fitted, and call for another network."
             )
 
     def _get_encoder_options(self) -> dict[str, bool]:
@@ -825,11 +844,13 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         is_normal_by_noise = bool(self.prior_weight) and self.prior == "normal" and self.prior_matching == "noise"
         return {"multiple_globals": self.multiple_globals, "standardized": is_normal_by_noise}
 
-    def _check_images(self, X: Any, *, reset: bool) -> Images:
+    def _check_images(self, X: Any, *, reset: bool, min_samples: int = 1) -> Images:
         shape = self.image_shape if reset else self.image_shape_
         if shape is not None:
             shape = check_image_shape(shape)
-        return check_images(self, X, image_shape=shape, data_format=self.data_format, reset=reset)
+        return check_images(
+            self, X, image_shape=shape, data_format=self.data_format, reset=reset, min_samples=min_samples
+        )
 
     def _check_output_layer(self) -> None:
         if self.output_layer not in self._layer_shapes:

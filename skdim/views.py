@@ -37,6 +37,11 @@ class StandardAugmentation:
         Share of images whose channels are all replaced by their mean.
     noise : float, default=0.0
         Standard deviation of Gaussian noise, in units of a channel's standard deviation.
+
+    Raises
+    ------
+    ValueError
+        If a share is not between 0 and 1, or `noise` is negative.
     """
 
     crop: float = 0.7
@@ -46,6 +51,14 @@ class StandardAugmentation:
     color: float = 0.2
     grey: float = 0.2
     noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        highest = {"crop": 1.0, "shift": 1.0, "color": 1.0, "grey": 1.0, "noise": math.inf}
+        for name, limit in highest.items():
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 <= value <= limit) or (name == "crop" and value == 0):
+                allowed = "(0, 1]" if name == "crop" else f"[0, {limit:g}]"
+                raise ValueError(f"{name} must be a number in {allowed}, got {value!r}.")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one view of each image.
@@ -173,8 +186,9 @@ class Occlusion:
 
 def _spans(fields: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """Union of the fields of every run of neighbours, (m, 2), and whether it spares some other field, (m,)."""
-    starts, ends = fields.T
-    first, last = np.triu_indices(len(fields))
+    # A location in the padding may see no pixel: it can be neither hidden nor seen.
+    starts, ends = fields[fields[:, 0] < fields[:, 1]].T
+    first, last = np.triu_indices(len(starts))
     spans = np.stack([np.minimum.accumulate(starts[::-1])[::-1][first], np.maximum.accumulate(ends)[last]], axis=1)
     spared = (ends[None, :] <= spans[:, :1]) | (starts[None, :] >= spans[:, 1:])
     return spans, spared.any(axis=1)
@@ -216,4 +230,6 @@ def check_augmentation(augmentation: str | Augmentation | None, images: Tensor) 
         raise ValueError(
             f"augmentation must return images of the shape, dtype and device that it is given, {wanted}, got {got}."
         )
+    if not views.isfinite().all():
+        raise ValueError("augmentation returned NaN or infinite values for finite images.")
     return augmentation

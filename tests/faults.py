@@ -201,6 +201,56 @@ def read_only(_):
     return {"refused": wait(in_child(train)) == 0}
 
 
+class Poison(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 2:
+            with torch.no_grad():
+                next(net.module_.encoder.parameters()).view(-1)[0] = torch.nan
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fail():
+    raise RuntimeError("a callback's own")
+
+
+def run_out_of_memory():
+    def forward(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    Dropping.forward = forward
+
+
+ERRORS = {
+    "interrupt": (KeyboardInterrupt, "", {"callbacks": [AtEpoch(3, interrupt)]}),
+    "callback": (RuntimeError, "a callback's own", {"callbacks": [AtEpoch(3, fail)]}),
+    "memory": (torch.OutOfMemoryError, "lower batch_size .now 32.", {"callbacks": [AtEpoch(3, run_out_of_memory)]}),
+    "weight": (FloatingPointError, "weight 'encoder.* is not finite after epoch 2", {"callbacks": [Poison()]}),
+    "lr": (FloatingPointError, "(loss term|weight) .* (in|after) epoch 1", {"lr": 1e9, "precision": "float32"}),
+}
+
+
+def errors(_):
+    """Break training off in its midst; the error comes out and the next fit ends as if nothing had happened."""
+    survived = []
+    for name, (error, message, params) in ERRORS.items():
+        checkpoints = FOLDER / f"errors_{name}"
+
+        def train(error=error, message=message, params=params, checkpoints=checkpoints):
+            with pytest.raises(error, match=message):
+                fit(checkpoints, **params)
+            return True
+
+        def go_on(checkpoints=checkpoints):
+            return equals_reference(fit(checkpoints))
+
+        if wait(in_child(train)) == 0 and wait(in_child(go_on)) == 0:
+            survived.append(name)
+    return survived
+
+
 def main():
     def make_reference():
         np.savez(REFERENCE, **fit(None))

@@ -1,4 +1,5 @@
 import copy
+import errno
 import json
 import os
 import shutil
@@ -364,10 +365,76 @@ def test_a_scheduler_of_skorch_and_frozen_weights_go_on(X, tmp_path):
     assert uninterrupted.net_.optimizer_.param_groups[0]["lr"] == 0.002 / 4
 
 
-def test_what_no_checkpoint_can_hold_is_named(X, tmp_path):
+def test_what_no_checkpoint_can_hold_is_left_out_with_a_warning(X, tmp_path):
     record = AtEpoch(1, lambda net: net.history.record("mine", object()))
-    with pytest.raises(TypeError, match="a checkpoint cannot hold 'state/history/0/mine', a object"):
-        small(tmp_path, callbacks=[record]).fit(X)
+    with pytest.warns(UserWarning, match="Checkpoints leave out what a callback has recorded as mine"):
+        dim = small(tmp_path, callbacks=[record]).fit(X)
+    assert_same_bits(small(tmp_path).fit(X), dim)
+
+
+class Blur:
+    """An augmentation that holds an array."""
+
+    __slots__ = ("strength",)
+
+    def __init__(self, strength):
+        self.strength = np.array(strength, dtype=np.float32)
+
+    def __call__(self, images, generator):
+        return images * float(1 - self.strength)
+
+    def softer(self, images, generator):
+        return self(images, generator)
+
+
+def scaled_by(factor):
+    return lambda images, generator: factor * images
+
+
+class Endless:
+    def __init__(self):
+        self.itself = self
+
+    def __call__(self, images, generator):
+        return images
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        (Blur(0.5), Blur(0.9)),
+        (Blur(0.5).softer, Blur(0.9).softer),
+        (scaled_by(0.5), scaled_by(0.9)),
+        (Endless(), Blur(0.5)),
+    ],
+)
+def test_augmentations_are_told_apart_by_what_they_hold(X, tmp_path, there, here):
+    with pytest.raises(RuntimeError, match="stop"):
+        small(tmp_path, augmentation=there, callbacks=[AtEpoch(2, raise_stop)]).fit(X)
+    with pytest.raises(ValueError, match=r"holds the training of other parameters .augmentation: "):
+        small(tmp_path, augmentation=here).fit(X)
+    assert_same_bits(small(tmp_path, augmentation=there).fit(X), small(augmentation=there).fit(X))
+
+
+def raise_stop(net):
+    raise RuntimeError("stop")
+
+
+@pytest.mark.parametrize(
+    "params", [{"encoder": "resnet", "occlusion": True}, {"output_layer": "conv"}, {"augmentation": lambda X, g: X[:1]}]
+)
+def test_parameters_are_refused_before_the_directory_is_made(X, tmp_path, params):
+    with pytest.raises(ValueError, match=r"occlusion=True|output_layer|augmentation must return"):
+        small(tmp_path / "new", **params).fit(X)
+    assert params.get("occlusion") or not (tmp_path / "new").exists()
+
+
+def test_a_file_system_without_locks_on_folders_serves(X, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert_same_bits(small(tmp_path).fit(X), small().fit(X))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def run(folder, *scenarios):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("faults"), "kill=12", "size_limit", "read_only")
+    return run(tmp_path_factory.mktemp("faults"), "kill=12", "size_limit", "read_only", "errors")
 
 
 def check_survival(counts, n_kills, counted):
@@ -71,3 +71,8 @@ def test_a_full_disk_does_not_end_training(tmp_path, counted):
 def test_a_directory_that_is_read_only_is_refused_before_training(results, counted):
     assert results["read_only"] == {"refused": True}
     counted("read-only directories refused", 2)
+
+
+def test_errors_and_interrupts_take_nothing_away(results, counted):
+    assert results["errors"] == ["interrupt", "callback", "memory", "weight", "lr"]
+    counted("trainings broken off by errors", len(results["errors"]))

@@ -113,12 +113,48 @@ def test_two_views_make_the_embedding_insensitive_to_what_they_change(digits):
     assert sensitivity(noise) < 0.7 * sensitivity(None)
 
 
+def add_noise_in_place(images, generator):
+    return images.add_(torch.randn(images.shape, generator=generator))
+
+
+def add_noise(images, generator):
+    return images + torch.randn(images.shape, generator=generator)
+
+
+def test_an_augmentation_may_work_in_place(digits):
+    in_place, pure = (small(augmentation=each).fit(digits[0]) for each in (add_noise_in_place, add_noise))
+    assert np.array_equal(in_place.transform(digits[0]), pure.transform(digits[0]))
+
+
+def test_an_augmentation_that_draws_elsewhere_is_seeded_and_leaves_no_trace(digits):
+    def draw(images, generator):
+        return images + torch.randn_like(images)
+
+    before = torch.get_rng_state()
+    first, second = (small(augmentation=draw).fit_transform(digits[0]) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("crop", 0), ("crop", 1.5), ("crop", "a"), ("shift", -0.1), ("color", 2), ("grey", -1), ("noise", -1)],
+)
+def test_shares_of_the_standard_augmentation_are_checked(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be a number in .*, got {value!r}"):
+        StandardAugmentation(**{name: value})
+
+
 def shrink(images, generator):
     return images[:, :, 1:]
 
 
 def to_double(images, generator):
     return images.double()
+
+
+def to_nan(images, generator):
+    return images * torch.nan
 
 
 def to_list(images, generator):
@@ -135,6 +171,7 @@ def drop_one(images, generator):
         (shrink, r"the shape, dtype and device .*\(2, 1, 8, 8\).* got \(\(2, 1, 7, 8\)"),
         (drop_one, r"got \(\(1, 1, 8, 8\)"),
         (to_double, "got .*torch.float64"),
+        (to_nan, "augmentation returned NaN or infinite values"),
         (to_list, "must return a tensor of images, got list"),
         ("strong", "The 'augmentation' parameter of DIMTransformer must be"),
         (3, "The 'augmentation' parameter of DIMTransformer must be"),
@@ -163,6 +200,13 @@ def test_the_coordinate_loss_falls_below_chance(digits, options):
         for term, weight in {"local": 1, "global": 0.5, "prior": 0.1, "coordinate": 1}.items()
     )
     assert dim.loss_curve_[-1] == pytest.approx(total, rel=1e-5)
+
+
+def test_coordinates_need_two_locations():
+    dim = small(coordinate_weight=1.0, image_shape=(2, 1, 1))
+    with pytest.raises(ValueError, match=r"coordinate_weight=1.0 needs local features at two locations .* are 1 x 1"):
+        dim.fit(np.random.default_rng(0).normal(size=(10, 2)))
+    assert not hasattr(dim, "encoder_")
 
 
 class WatchingEncoder(DCGANEncoder):
@@ -216,7 +260,9 @@ def test_noise_needs_no_second_network_and_no_second_loss(digits):
     assert not {"prior", "prior_discriminator"} & set(dim.history_[0])
     assert isinstance(dim.encoder_, StandardizedEncoder)
     for change in ({"prior": "uniform"}, {"prior_matching": "adversarial"}, {"prior_weight": 0}):
-        with pytest.raises(ValueError, match="Training cannot go on: multiple_globals, prior or prior_matching"):
+        with pytest.raises(
+            ValueError, match="Training cannot go on: multiple_globals, prior, prior_weight or prior_matching"
+        ):
             clone(dim).fit(digits[0]).set_params(warm_start=True, **change).fit(digits[0])
 
 
@@ -238,6 +284,9 @@ def test_noise_alone_trains_nothing(digits):
         ({"local": "batch"}, r"must name the critics \['global', 'local'\]"),
         ({"local": "batch", "global": "roll", "prior": "roll"}, "must name the critics"),
         ({"local": "batch", "global": "far"}, "negatives must be one of"),
+        (["batch", ["roll"]], "negatives must be one of"),
+        ({"local": 5, "global": "roll"}, "negatives must be one of"),
+        ({"local": None, "global": "roll"}, "negatives must be one of"),
     ],
 )
 def test_wrong_negatives_are_refused(digits, negatives, message):

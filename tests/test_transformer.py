@@ -102,15 +102,24 @@ def test_history(digits):
     assert len(dim.net_.history) == 3
 
 
-@pytest.mark.parametrize("mi_estimator", ["infonce", "dv"])
-def test_history_reports_bounds_in_nats(digits, mi_estimator):
-    dim = small(mi_estimator=mi_estimator, batch_size=100, max_epochs=1).fit(digits[0])
-    epoch = dim.history_[0]
-    n_negatives = {"local": 99 * 16, "global": 99}
-    for term in ("local", "global"):
-        chance = np.log(1 + n_negatives[term]) if mi_estimator == "infonce" else 0.0
-        assert epoch[f"{term}_bound"] == pytest.approx(chance - epoch[term], rel=1e-4, abs=1e-4)
+def test_history_reports_bounds_in_nats(digits):
+    epoch = small(batch_size=100, max_epochs=1).fit(digits[0]).history_[0]
+    # One location: all negatives are independent.
+    assert epoch["global_bound"] == pytest.approx(np.log(1 + 99) - epoch["global"], rel=1e-4, abs=1e-4)
+    assert epoch["local_bound"] < np.log(1 + 99)
+    epoch = small(mi_estimator="dv", max_epochs=1).fit(digits[0]).history_[0]
+    assert epoch["local_bound"] == pytest.approx(-epoch["local"], rel=1e-4, abs=1e-4)
     assert "local_bound" not in small(mi_estimator="jsd", max_epochs=1).fit(digits[0]).history_[0]
+
+
+@pytest.mark.parametrize("negatives", ["batch", "roll", "shuffle"])
+def test_no_infonce_bound_exceeds_the_information_there_is(negatives):
+    # Four images, again and again: nothing can tell more about them than which one it is, log 4 nats.
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(4, 1, 8, 8)), 64, axis=0).astype(np.float32)
+    dim = small(negatives=negatives, max_epochs=12, batch_size=64, lr=5e-3, prior_weight=0, mi_units=32).fit(X)
+    for name in ("local_bound", "global_bound"):
+        assert 0.2 < max(epoch[name] for epoch in dim.history_) < np.log(4)
 
 
 def test_the_prior_discriminator_is_an_adversary(digits):
@@ -618,3 +627,37 @@ def test_training_on_cuda(digits):
     assert dim.device_.type == "cuda"
     assert dim.loss_curve_[-1] < dim.loss_curve_[0]
     assert np.array_equal(dim.transform(X), dim.transform(X))
+
+
+def test_going_on_needs_two_images_too(digits):
+    dim = small().fit(digits[0])
+    for method in (dim.partial_fit, dim.set_params(warm_start=True).fit):
+        with pytest.raises(ValueError, match=r"Found array with 1 sample\(s\) .* while a minimum of 2 is required"):
+            method(digits[0][:1])
+
+
+class SeesGradients(Callback):
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        self.names = [name for name, _ in named_parameters]
+
+
+def test_gradient_callbacks_see_what_their_loss_trains(digits):
+    seen = SeesGradients()
+    dim = small(callbacks=[seen], max_epochs=1).fit(digits[0])
+    own = {name for name, _ in dim.net_.module_.named_parameters() if not name.startswith("prior.")}
+    assert set(seen.names) == own
+    assert dim.net_.module_.prior is not None
+
+
+class FreezeAndFail(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        for parameter in net.module_.parameters():
+            parameter.requires_grad_(False)
+        raise RuntimeError("fail here")
+
+
+def test_an_error_gives_frozen_weights_back_their_gradients(digits):
+    dim = small().fit(digits[0]).set_params(warm_start=True, callbacks=[FreezeAndFail()])
+    with pytest.raises(RuntimeError, match="fail here"):
+        dim.fit(digits[0])
+    assert all(parameter.requires_grad for parameter in dim.encoder_.parameters())

@@ -168,7 +168,9 @@ def hidden_blocks(occluded):
 
 def is_hidden_and_is_seen(rows, columns, row_fields, column_fields):
     """Whether some location's field is hidden as a whole, and whether some other one is wholly seen."""
-    fields = [(slice(*row), slice(*column)) for row in row_fields for column in column_fields]
+    fields = [
+        (slice(*row), slice(*column)) for row in row_fields for column in column_fields if row[1] > 0 and column[1] > 0
+    ]
     block = rows[:, None] & columns[None, :]
     return any(block[field].all() for field in fields), any(not block[field].any() for field in fields)
 
@@ -180,6 +182,7 @@ def is_hidden_and_is_seen(rows, columns, row_fields, column_fields):
         (np.array([[0, 1]]), DCGAN_FIELDS, (1, 32)),
         (np.array([[0, 6], [2, 8]]), np.array([[0, 3], [3, 6]]), (8, 6)),
         (np.array([[0, 2], [2, 4]]), np.array([[0, 1]]), (4, 1)),
+        (np.array([[0, 0], [0, 2], [2, 4], [0, 0]]), np.array([[0, 0], [0, 2], [2, 4], [0, 0]]), (4, 4)),
     ],
 )
 def test_a_block_hides_one_location_and_spares_another(row_fields, column_fields, size):
