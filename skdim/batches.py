@@ -1,6 +1,7 @@
 """Batches of images on the training device, drawn by a permutation from a generator of their own."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Standardizer:
         return torch.addcmul(self.shift, images, scale)
 
 
-class Batches(torch.utils.data.Dataset):
+class Batches(torch.utils.data.Dataset[Any]):
     """All training images; iterating gives the standardised batches of one epoch, in a new order each time.
 
     An epoch's batches differ in size by at most one image: no image is left out and no batch is too small for
