@@ -9,8 +9,9 @@ import skdim
 def test_a_report_of_a_fault_names_versions_and_devices(capsys):
     skdim.show_versions()
     report = capsys.readouterr().out
-    for line in (f"skdim: {skdim.__version__}", f"torch: {version('torch')}", f"cpu: {torch.get_num_threads()} threads"):
-        assert line in report
+    assert f"skdim: {skdim.__version__}" in report
+    assert f"torch: {version('torch')}" in report
+    assert f"cpu: {torch.get_num_threads()} threads" in report
 
 
 def test_types_are_announced_to_type_checkers():
