@@ -1,6 +1,7 @@
 """Batches of images on the training device, drawn by a permutation from a generator of their own."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Standardizer:
         return torch.addcmul(self.shift, images, scale)
 
 
-class Batches(torch.utils.data.Dataset):
+class Batches(torch.utils.data.Dataset[Any]):
     """All training images; iterating gives the standardised batches of one epoch, in a new order each time.
 
     All batches have one size, so that compiled code serves them all, and none is too small for batch norm or negatives.

@@ -95,7 +95,20 @@ class TrainingCurveDisplay:
         return cls(estimator.history_).plot(ax=ax, **line_kwargs)
 
     def plot(self, *, ax: Any = None, **line_kwargs: Any) -> Self:
-        """Plot; parameters as in `from_estimator`."""
+        """Plot.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Where to plot; None makes a figure.
+        **line_kwargs
+            Of ``Axes.plot``.
+
+        Returns
+        -------
+        TrainingCurveDisplay
+            The display.
+        """
         self.ax_, self.figure_ = _axes(self, ax)
         if not self.history:
             raise ValueError("history has no epochs: with max_epochs=0 there is nothing to plot.")
@@ -217,7 +230,22 @@ class EmbeddingDisplay:
         return display.plot(n_thumbnails=n_thumbnails, ax=ax, **scatter_kwargs)
 
     def plot(self, *, n_thumbnails: int = 0, ax: Any = None, **scatter_kwargs: Any) -> Self:
-        """Plot; parameters as in `from_estimator`."""
+        """Plot.
+
+        Parameters
+        ----------
+        n_thumbnails : int, default=0
+            At most so many images are drawn at their points, none over another.
+        ax : matplotlib.axes.Axes, default=None
+            Where to plot; None makes a figure.
+        **scatter_kwargs
+            Of ``Axes.scatter``.
+
+        Returns
+        -------
+        EmbeddingDisplay
+            The display.
+        """
         self.ax_, self.figure_ = _axes(self, ax)
         points = {"s": 14, "linewidths": 0} | scatter_kwargs
         x, y = np.asarray(self.coordinates).T
@@ -334,7 +362,18 @@ class NeighborsDisplay:
         return cls(queries, neighbors.reshape(*indices.shape, *pictures.shape[1:]), indices, distances).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> Self:
-        """Plot; parameters as in `from_estimator`."""
+        """Plot.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Where to plot; None makes a figure.
+
+        Returns
+        -------
+        NeighborsDisplay
+            The display.
+        """
         tiles = np.concatenate([self.queries[:, None], self.neighbors], axis=1)
         self.ax_, self.figure_ = _axes(self, ax, _figure_size(tiles))
         canvas, (xs, _) = mosaic(tiles, first_column_apart=True)
@@ -505,7 +544,18 @@ class FilterDisplay:
         return cls(convolution.weight.detach().float().cpu().numpy()).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> Self:
-        """Plot; parameters as in `from_estimator`."""
+        """Plot.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Where to plot; None makes a figure.
+
+        Returns
+        -------
+        FilterDisplay
+            The display.
+        """
         n_filters, n_channels, height, width = self.filters.shape
         values = self.filters.transpose(0, 2, 3, 1)
         if n_channels not in (1, 3):

@@ -44,8 +44,8 @@ def read_images(files: Sequence[Any], *, size: tuple[int, int] | None = None, mo
     Returns
     -------
     ndarray of shape (n, height, width) or (n, height, width, channels)
-        uint8, and without channels where grey. Grey images of more than 8 bits become float32 with their values as
-        they are.
+        Pixels, uint8, and without channels where grey. Grey images of more than 8 bits become float32 with their
+        values as they are.
 
     Raises
     ------

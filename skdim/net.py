@@ -211,7 +211,7 @@ class DIMNet(NeuralNet):
         if saved is not None and (saved["end"] == "stopped" or (saved["end"] and len(saved["history"]) == epochs)):
             self._load_state(saved, generators)
         else:
-            self._run_epochs(batches, first + epochs, checkpoints, generators)
+            self._run_epochs(batches, epochs, checkpoints, generators)
         self.module_.zero_grad(set_to_none=True)
         return self.records(first)
 
@@ -223,10 +223,12 @@ class DIMNet(NeuralNet):
         ]
 
     def _run_epochs(
-        self, batches: Batches, last: int, checkpoints: Checkpoints | None, generators: Sequence[torch.Generator]
+        self, batches: Batches, epochs: int, checkpoints: Checkpoints | None, generators: Sequence[torch.Generator]
     ) -> None:
         # Not skorch's partial_fit, which swallows a KeyboardInterrupt and leaves a half-trained net that looks fitted.
         self.notify("on_train_begin", X=batches, y=None)
+        # Not before, because a callback may have loaded the history of another training.
+        last = len(self.history) + epochs
         if checkpoints is not None and checkpoints.saved is not None:
             self._load_state(checkpoints.saved, generators)
         end = "stopped"

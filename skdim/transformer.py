@@ -231,7 +231,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         uint8 images are scaled by 1/255 first.
     n_features_in_ : int
         Values an image has: C * H * W.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names of `X`, where it had any that are all strings.
     n_iter_ : int
         Epochs trained.

@@ -338,6 +338,14 @@ def test_local_features_of_a_subclass_come_from_its_forward():
     assert (receptive_fields(encoder, (3, 16, 16))[0] == 0).all()
 
 
+def test_a_subclass_without_a_forward_of_its_own_has_all_layers():
+    class Narrow(DCGANEncoder):
+        max_width = 32
+
+    shapes = layer_shapes(Narrow((3, 32, 32), 4), (3, 32, 32))
+    assert shapes == {"local": (32, 8, 8), "embedding": (4,), "features": (32, 4, 4), "hidden": (1024,)}
+
+
 def fields_by_hand(layers, length):
     """Intervals of pixels under a stack of (kernel, stride, padding) layers, from the last to the first."""
     n_out = length

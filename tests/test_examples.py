@@ -1,7 +1,14 @@
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -16,3 +23,21 @@ def test_quickstart_beats_pixels_pca_and_the_untrained_encoder_with_few_labels()
     assert embedding > max(few.values())
     assert hidden > max(few.values())
     assert "joblib file" in output
+
+
+@pytest.mark.filterwarnings("error::UserWarning", "error::FutureWarning")
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("plot_*.py")), ids=lambda path: path.stem)
+def test_a_page_of_the_gallery_runs_without_warnings_and_plots(path, monkeypatch, tmp_path):
+    shown = []
+
+    def show():
+        shown.extend(plt.get_fignums())
+        plt.close("all")
+
+    monkeypatch.setattr(plt, "show", show)
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    assert shown
+    assert not plt.get_fignums()
+    assert not list(tmp_path.iterdir())

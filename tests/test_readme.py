@@ -15,6 +15,14 @@ def test_snippets_run_one_after_another(tmp_path, monkeypatch):
     assert names["pipeline"].score(names["X_test"], names["y_test"]) > 0.85
 
 
+def test_links_and_pictures_are_there():
+    text = (ROOT / "README.md").read_text()
+    paths = [ROOT / target for target in re.findall(r"\]\(([^)#:]+)\)", text)]
+    assert {"learned.png", "CONTRIBUTING.md", "SECURITY.md"} <= {path.name for path in paths}
+    assert all(path.exists() for path in paths)
+    assert all(path.stat().st_size < 200_000 for path in paths if path.suffix == ".png")
+
+
 def test_recipes_train():
     names = {}
     for block in [BLOCKS[0], next(block for block in BLOCKS if "paper_local" in block)]:

@@ -81,7 +81,13 @@ def build_encoder(
 
     Parameters
     ----------
-    encoder, image_shape, n_components, multiple_globals
+    encoder : str, nn.Module or callable
+        As for `make_encoder`.
+    image_shape : tuple of int
+        Channels, height and width.
+    n_components : int
+        Width of the embedding.
+    multiple_globals : bool, default=False
         As for `make_encoder`.
 
     Returns

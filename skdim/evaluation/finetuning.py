@@ -83,7 +83,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         Epochs trained.
     n_features_in_ : int
         Values an image has.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names of the images that the transformer was fitted on, where they had any that are all strings.
 
     Examples

@@ -73,7 +73,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         Iterations of the last fit, to all samples.
     n_features_in_ : int
         Width of the features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names of `X`, where it had any that are all strings.
 
     Examples

@@ -13,7 +13,7 @@ from skorch.callbacks import EarlyStopping
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 
-from skdim.net import StopTraining
+from skdim.monitoring import StopTraining
 from skdim.persistence import to_arrays, with_arrays
 
 __all__ = ["MLP", "Samples", "predict_proba", "train"]
@@ -70,7 +70,7 @@ def predict_proba(mlp: nn.Module, X: NDArray[np.float32]) -> NDArray[np.float64]
     return torch.softmax(torch.cat(logits).double(), dim=1).cpu().numpy()
 
 
-class Samples(torch.utils.data.Dataset):
+class Samples(torch.utils.data.Dataset[Any]):
     """Inputs and targets that are read a batch at a time.
 
     Parameters

@@ -79,7 +79,7 @@ class MLPProbe(ClassifierMixin, BaseEstimator):
         Epochs trained.
     n_features_in_ : int
         Width of the features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names of `X`, where it had any that are all strings.
 
     Examples

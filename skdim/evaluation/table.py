@@ -45,9 +45,13 @@ def evaluate(
     ----------
     dim : DIMTransformer
         Fitted; it is not changed.
-    X_train, X_test : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
-        Images of the shape seen in `fit`.
-    y_train, y_test : array-like of shape (n,)
+    X_train : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
+        Images of the shape seen in `fit`, to which probes are fitted.
+    y_train : array-like of shape (n,)
+        Their labels.
+    X_test : array-like of shape (m, p), (m, C, H, W), (m, H, W, C) or (m, H, W)
+        Held-out images.
+    y_test : array-like of shape (m,)
         Their labels.
     probes : sequence of {"linear", "svm", "mlp", "knn", "classifier"}, default=all of them
         "linear" and "svm" are `LinearProbe` with the log loss and the squared hinge loss, "mlp" is `MLPProbe`, "knn"

@@ -1,0 +1,69 @@
+import doctest
+import importlib
+import inspect
+import re
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from skdim import DIMTransformer
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", flags=re.MULTILINE)
+PAGES = [path for path in sorted(DOCS.glob("*.rst")) if BLOCK.search(path.read_text())]
+PUBLIC = ["skdim"] + [
+    f"skdim.{name}" for name in ("discriminators", "displays", "encoders", "evaluation", "files", "objectives", "views")
+]
+SOURCES = sorted((ROOT / "skdim").rglob("*.py"))
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES if ">>> " in path.read_text()
+]
+
+# A docstring may lack an extended summary, See Also and Examples, and one of a single line all sections.
+OPTIONAL = {"ES01", "SA01", "EX01"}
+SECTIONS = {"PR01", "RT01"}
+
+
+def public_docstrings():
+    """Yield the names of all public classes and functions, and of the methods that are their own, with docstrings."""
+    for module in map(importlib.import_module, PUBLIC):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isclass(thing) or inspect.isfunction(thing):
+                yield f"{module.__name__}.{name}", thing.__doc__
+            for method, function in vars(thing).items() if inspect.isclass(thing) else ():
+                if inspect.isfunction(function) and not method.startswith("_") and function.__doc__:
+                    yield f"{module.__name__}.{name}.{method}", function.__doc__
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_code_on_a_page_of_the_guide_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in BLOCK.findall(path.read_text()):
+        exec(dedent(block), names)
+
+
+def test_the_guide_explains_every_parameter():
+    explained = set(re.findall(r"``(\w+)``", (DOCS / "parameters.rst").read_text()))
+    assert set(inspect.signature(DIMTransformer).parameters) <= explained
+
+
+def test_public_docstrings_are_numpydoc():
+    validate = pytest.importorskip("numpydoc.validate").validate
+    faults = [
+        (name, code, message)
+        for name, docstring in public_docstrings()
+        for code, message in validate(name)["errors"]
+        if code not in OPTIONAL and not (code in SECTIONS and ("\n" not in docstring.strip() or "*args" in message))
+    ]
+    assert not faults
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_in_docstrings_run(name):
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.attempted
+    assert not results.failed
