@@ -275,6 +275,7 @@ def test_a_logger_that_logs_batches_sees_them(digits):
     assert logged.count("train_loss_batch") == 2
 
 
+@pytest.mark.filterwarnings("ignore:Setting self.device = cpu")
 def test_every_other_callback_of_skorch_trains(digits, tmp_path):
     callbacks = [
         skorch_callbacks.EpochTimer(),

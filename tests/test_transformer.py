@@ -569,6 +569,7 @@ def test_keyboard_interrupt_propagates_and_the_last_fit_survives(digits, monkeyp
     assert np.array_equal(dim.transform(X), expected)
 
 
+@pytest.mark.filterwarnings("ignore:Training goes on from the encoder's weights")
 @pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize("error", [FloatingPointError, KeyboardInterrupt])
 def test_an_error_while_going_on_takes_nothing_away(digits, monkeypatch, error, loaded):

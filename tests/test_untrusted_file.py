@@ -298,6 +298,7 @@ def test_a_terabyte_that_takes_no_space_on_the_disk_is_not_read(data, tmp_path):
         DIMTransformer.load(path)
 
 
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 def test_loading_imports_runs_and_unpickles_nothing(data, dim, tmp_path):
     for i, forge in enumerate([lambda data: data, *(forge for forge, _ in REFUSED.values())]):
         (tmp_path / f"{i}.safetensors").write_bytes(forge(data))

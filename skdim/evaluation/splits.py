@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
+from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 
 __all__ = ["encode_labels", "validation_split"]
@@ -32,6 +33,9 @@ def encode_labels(y: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     ValueError
         If `y` is no classification target or has fewer than two classes.
     """
+    y = np.asarray(y)
+    if y.dtype.kind == "f":
+        assert_all_finite(y, input_name="y")
     check_classification_targets(y)
     classes, labels = np.unique(y, return_inverse=True)
     if len(classes) < 2:
