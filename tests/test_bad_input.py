@@ -420,6 +420,9 @@ GOOD_INPUTS = {
 }
 
 
+# Values of a spread that float32 cannot tell from none, and values whose sum is beyond it.
+@pytest.mark.filterwarnings("ignore:All images are constant")
+@pytest.mark.filterwarnings("ignore:invalid value encountered in reduce")
 @pytest.mark.parametrize("X", GOOD_INPUTS.values(), ids=GOOD_INPUTS)
 def test_unusual_but_sound_input_gives_finite_embeddings(X):
     Z = DIMTransformer(n_components=4, max_epochs=2, random_state=0).fit(X).transform(X)
@@ -560,7 +563,8 @@ def test_any_array_is_computed_with_or_refused(n_examples, counted):
                     assert np.isfinite(Z).all()
                 else:
                     counted("bad inputs tried")
-                    assert isinstance(error, TypeError | ValueError)
+                    # Texts are names of files.
+                    assert isinstance(error, TypeError | ValueError | FileNotFoundError)
                     assert "torch" not in [
                         call.tb_frame.f_globals["__name__"].split(".")[0] for call in calls_of(error)
                     ]
