@@ -207,8 +207,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         scikit-learn (from 1.9 on) are set with `set_callbacks` instead.
 
     random_state : int, RandomState instance or None, default=None
-        Draws initial weights, batches, negatives and prior samples. An int gives the same bits on the same machine
-        with the same number of threads; images of up to 256 values are always computed on one thread, so that
+        Draws initial weights and all that is drawn in training. An int gives the same bits on the same machine with the
+        same number of threads; with None the seed is drawn from NumPy's global generator. Images of up to 256 values are always computed on one thread, so that
         searches over them give the same bits for any `n_jobs`.
 
     verbose : int, default=0
@@ -388,7 +388,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         ----------
         X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
             At least two images: uint8, scaled by 1/255, or numbers of any scale, computed with as float32. Or a
-            sequence of paths or Pillow images, see `skdim.files.read_images`.
+            sequence of paths or Pillow images, see `skdim.files.read_images`. An array is not copied where that can be
+            helped, nor ever written to, and should not change while `fit` runs.
         y : None
             Ignored.
 

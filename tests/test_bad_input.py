@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from skorch.callbacks import Callback
 from torch import nn
 
 from skdim import DIMTransformer
@@ -622,3 +623,29 @@ def test_mean_and_std_are_those_of_all_images(monkeypatch, dtype):
     scale = 255 if dtype == np.uint8 else 1
     np.testing.assert_allclose(dim.mean_, X.mean((0, 2, 3), dtype=np.float64) / scale, rtol=1e-5)
     np.testing.assert_allclose(dim.std_, X.std((0, 2, 3), dtype=np.float64) / scale, rtol=1e-5)
+
+
+def test_cuda_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    refuses(
+        DIMTransformer(device="cuda:3").fit, ROWS, ValueError, "device='cuda:3' was asked for, but there are only 1"
+    )
+
+
+class Overwrite(Callback):
+    def __init__(self, X):
+        self.X = X
+
+    def on_epoch_end(self, net, **kwargs):
+        self.X[:] = 7
+
+
+def test_images_that_change_while_fit_runs_give_finite_embeddings_and_are_never_written_to():
+    X = ROWS.astype(np.float32)
+    before = X.copy()
+    tiny(X)
+    assert np.array_equal(X, before)
+    dim = DIMTransformer(4, mi_units=4, max_epochs=2, callbacks=[Overwrite(X)], random_state=0).fit(X)
+    assert np.isfinite(dim.transform(before)).all()
+    assert not np.array_equal(X, before)

@@ -2,6 +2,7 @@ import re
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +24,19 @@ def test_quickstart_beats_pixels_pca_and_the_untrained_encoder_with_few_labels()
     assert embedding > max(few.values())
     assert hidden > max(few.values())
     assert "joblib file" in output
+
+
+def test_rows_of_a_table_train(capsys):
+    with warnings.catch_warnings():
+        # Of the probe, which is scikit-learn's.
+        warnings.simplefilter("ignore", FutureWarning)
+        runpy.run_path(str(EXAMPLES / "tabular.py"), run_name="__main__")
+    accuracies = {
+        name.strip(): float(value)
+        for name, value in re.findall(r"^(.{24}) *([\d.]+)% ±", capsys.readouterr().out, re.M)
+    }
+    assert len(accuracies) == 4
+    assert accuracies["Deep InfoMax, 8"] > accuracies["untrained encoder, 8"] > 62.7  # the larger class
 
 
 @pytest.mark.filterwarnings("error::UserWarning", "error::FutureWarning")
