@@ -209,6 +209,8 @@ class Poison(Callback):
 
 
 def interrupt():
+    # What was started in the background is told to ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGINT)
 
 
