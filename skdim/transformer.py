@@ -153,7 +153,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         location, and the offset of another one from it.
 
     occlusion : bool, default=False
-        Whether a random block of each image is hidden from the embedding, but not from the local features.
+        Whether a random block of each image is hidden from the embedding, but not from the local features. A ValueError
+        where each local feature sees so much of the image that no block hides one feature's field and leaves another's.
 
     output_layer : {"embedding", "hidden", "features"}, default="embedding"
         What `transform` returns: the embedding; the hidden layer before it (of 1024 units, 4096 with "alexnet", none
