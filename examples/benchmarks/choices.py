@@ -6,8 +6,9 @@
 
 Every row trains on the first 10,000 images without labels, for as many epochs as fit into the seconds, or for one epoch
 of as many images as fit. What an epoch takes is timed before, on some of the images, with nothing else on the machine
-(--time); training itself may then run beside other work. A linear probe is fitted on their labels for each layer. It is measured on 10,000 other images of the training part, because
-defaults are chosen by this table: the held-out images, the last 10,000 of the file, are not touched.
+(--time); training itself may then run beside other work. A linear probe is fitted on their labels for each layer. It is
+measured on 10,000 other images of the training part, because defaults are chosen by this table: the held-out images,
+the last 10,000 of the file, are not touched.
 
 Times and results are appended to CSV files. What is in them already is not measured again, so that the table can be
 built in pieces.
@@ -47,7 +48,7 @@ CHOICES = {
 }
 
 
-def parse_arguments():
+def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", nargs="?", help="file with the images, or 'openml'")
     parser.add_argument("--time", action="store_true", help="time an epoch of each row and train nothing")
@@ -57,7 +58,7 @@ def parse_arguments():
     parser.add_argument("--csv", type=Path, default=Path("choices.csv"), help="(default choices.csv)")
     parser.add_argument("--times", type=Path, default=Path("choices_times.csv"), help="(default choices_times.csv)")
     parser.add_argument("--print", action="store_true", help="print the table and measure nothing")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not arguments.print and arguments.path is None:
         parser.error("the path of the images is needed, unless --print is given")
     return arguments
@@ -86,9 +87,7 @@ def time_rows(arguments, X):
         if text not in times:
             times[text] = time_epoch(params, X)
             machine = describe_machine(resolve_device("auto"))
-            append_result(
-                arguments.times, {"params": text, "epoch_seconds": round(times[text], 3), "machine": machine}
-            )
+            append_result(arguments.times, {"params": text, "epoch_seconds": round(times[text], 3), "machine": machine})
             print(f"{text}: {times[text]:.2f} s an epoch", flush=True)
     return times
 
@@ -149,8 +148,8 @@ def print_table(arguments):
         print("".join(f"{summary([result[layer] for result in seeds], 100, 1):>15}" for layer in LAYERS))
 
 
-def main():
-    arguments = parse_arguments()
+def main(argv=None):
+    arguments = parse_arguments(argv)
     if not arguments.print:
         build_table(arguments)
     if not arguments.time:
