@@ -31,6 +31,7 @@ from skdim.devices import (
     resolve_device,
     resolve_precision,
 )
+from skdim.documentation import DocumentationLinkMixin
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.export import write_onnx
 from skdim.images import Images, ImageShape, channel_statistics, check_image_shape, check_images
@@ -61,7 +62,9 @@ def _split_seed(entropy: int) -> tuple[int, int]:
     return int(encoder_seed), int(net_seed)
 
 
-class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, CallbackSupportMixin, BaseEstimator):
+class DIMTransformer(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, CallbackSupportMixin, DocumentationLinkMixin, BaseEstimator
+):
     r"""Learn image embeddings without labels by Deep InfoMax.
 
     Trains an encoder to maximise the mutual information between an image, its local patches and its embedding, while

@@ -103,7 +103,7 @@ def measure(params, epochs, share, seed, X_train, y_train, X_test, y_test):
     for layer in LAYERS:
         if layer in dim._layer_shapes:
             dim.set_params(output_layer=layer)
-            probe = LinearProbe(Cs=(1e-4, 1e-3, 1e-2), max_iter=50, random_state=0)
+            probe = LinearProbe(Cs=(1e-3,), max_iter=50, random_state=0)
             accuracy = probe.fit(dim.transform(X_train), y_train).score(dim.transform(X_test), y_test)
             result[layer] = round(accuracy, 4)
     return result
