@@ -145,7 +145,7 @@ def as_lazy_array(X: Any, mode: str | None, name: str) -> tuple[LazyArray | None
     if isinstance(X, Dataset):
         items = _Items(X, mode, name)
         return LazyArray(X, items, items.shape, items.dtype), items.are_pictures
-    if type(X) in (np.ndarray, np.memmap) and _mapped_file(X) is not None:
+    if type(X) in (np.ndarray, np.memmap) and X.ndim > 1 and _mapped_file(X) is not None:
         read: Callable[[Any], NDArray[Any]] = _MappedRows(X)
     elif _slices_lazily(X):
         read = _SlicedRows(X, name)
