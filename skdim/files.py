@@ -117,7 +117,7 @@ def read_images(
                 file.write(block.data)
             # Behind the values, where no reader of such files looks: one file cannot contradict itself.
             file.write(end)
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    return np.load(path, mmap_mode="r")
 
 
 def _prepare(
@@ -162,8 +162,8 @@ def _files_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         kind = ValueError if folder.exists() else FileNotFoundError
         raise kind(f"files must be a folder or a sequence of images, got {str(folder)!r}, which is no folder.")
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    files = sorted(folder / name for name in names if not any(part.startswith(".") for part in name.parts))
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(folder).parts))
     if not files:
         raise ValueError(f"The folder {str(folder)!r} has no image files: none that ends in {sorted(SUFFIXES)}.")
     return files

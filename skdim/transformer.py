@@ -508,15 +508,16 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         images = self._check_images(X, reset=False)
         if images.n_images is None:
             raise ValueError(
-                "transform needs to know how many images a DataLoader brings, got one with batches of another's making: "
-                "give it a batch_size, or pass its dataset."
+                "transform needs to know how many images a DataLoader brings, which it cannot without a batch_size: "
+                "give it one, or pass its dataset."
             )
         if out is not None:
             self._check_out(out, images)
         self._warn_of_other_scale(images, stacklevel=4)
         standardize = Standardizer(self.mean_, self.std_, self.device_)
-        # A loader draws from torch's global generators, and be it a seed for nothing.
-        own_rng = private_rng(0, self.device_) if isinstance(images, LoadedImages) else nullcontext()
+        # Every loader draws a seed from torch's global generator.
+        is_loaded = isinstance(images, LoadedImages)
+        own_rng: AbstractContextManager[Any] = private_rng(0, self.device_) if is_loaded else nullcontext()
         with limited_threads(images.shape, self.device_), own_rng:
             values = encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out, out)
         if out is not None:
@@ -922,7 +923,7 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         shape = self.image_shape if reset else self.image_shape_
         if shape is not None:
             shape = check_image_shape(shape)
-        check = check_loader if isinstance(X, DataLoader) else check_images
+        check: Callable[..., Images | LoadedImages] = check_loader if isinstance(X, DataLoader) else check_images
         return check(self, X, image_shape=shape, data_format=self.data_format, reset=reset, min_samples=min_samples)
 
     def _check_out(self, out: Any, images: Images | LoadedImages) -> None:

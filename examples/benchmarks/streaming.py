@@ -3,9 +3,9 @@
     python examples/benchmarks/streaming.py            # 20 GB
     python examples/benchmarks/streaming.py --gigabytes 2 --in-memory 1
 
-Writes a sparse file of uint8 images 3 x 128 x 128, noise here and there and zeros elsewhere, and trains one epoch from it
-as a read-only memory map; then one from an array in memory of its first images. Each runs in a process of its own, so
-that its peak of resident memory is its own. The encoder is a single convolution of patches and a linear layer, far
+Writes a sparse file of uint8 images 3 x 128 x 128, noise here and there and zeros elsewhere, and trains one epoch from
+it as a read-only memory map; then one from an array in memory of its first images. Each runs in a process of its own,
+so that its peak of resident memory is its own. The encoder is a single convolution of patches and a linear layer, far
 cheaper than any that is of use: reading has to keep up with more than a real training asks of it. A sparse file has no
 blocks on disk for its zeros, so the figures are those of the system's page cache and of skdim, not of a disk; the time
 of reading the same rows in the same order, and doing nothing with them, is printed beside.
