@@ -143,7 +143,7 @@ def _prepare(
 
 
 def picture_as_array(image: Any, mode: str | None) -> NDArray[Any]:
-    """Pixels of a single Pillow image, as `read_images` reads it."""
+    """Return the pixels of a single Pillow image, as `read_images` reads it."""
     (height, width), kind = _read_header(0, image)
     return _pixels(image, _common_kind([image], (kind,), mode), (width, height))
 
