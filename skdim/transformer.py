@@ -32,6 +32,7 @@ from skdim.devices import (
     resolve_device,
     resolve_precision,
 )
+from skdim.documentation import DocumentationLinkMixin
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.export import write_onnx
 from skdim.images import (
@@ -72,7 +73,9 @@ def _split_seed(entropy: int) -> tuple[int, int]:
     return int(encoder_seed), int(net_seed)
 
 
-class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, CallbackSupportMixin, BaseEstimator):
+class DIMTransformer(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, CallbackSupportMixin, DocumentationLinkMixin, BaseEstimator
+):
     r"""Learn image embeddings without labels by Deep InfoMax.
 
     Trains an encoder to maximise the mutual information between an image, its local patches and its embedding, while
@@ -164,7 +167,8 @@ class DIMTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Callback
         location, and the offset of another one from it.
 
     occlusion : bool, default=False
-        Whether a random block of each image is hidden from the embedding, but not from the local features.
+        Whether a random block of each image is hidden from the embedding, but not from the local features. A ValueError
+        where each local feature sees so much of the image that no block hides one feature's field and leaves another's.
 
     output_layer : {"embedding", "hidden", "features"}, default="embedding"
         What `transform` returns: the embedding; the hidden layer before it (of 1024 units, 4096 with "alexnet", none

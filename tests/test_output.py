@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 from sklearn import config_context
-from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_html_repr
 
 from skdim import DIMTransformer
+from skdim.evaluation import FineTunedClassifier, LinearProbe, MLPProbe
 from skdim.files import read_images
 
 
@@ -183,14 +183,15 @@ def test_without_pillow_the_error_says_what_to_install(photos, monkeypatch):
         small().fit(photos[1])
 
 
-def test_html_has_a_tooltip_for_every_parameter(monkeypatch):
-    dim = small()
-    assert "https://scikit-learn.org" not in estimator_html_repr(dim)
-    # scikit-learn shows tooltips where there is a link.
-    monkeypatch.setattr(DIMTransformer, "_doc_link_module", "skdim")
-    monkeypatch.setattr(DIMTransformer, "_doc_link_template", "https://docs.invalid/{estimator_name}.html")
-    html = estimator_html_repr(dim)
-    assert "https://docs.invalid/DIMTransformer.html" in html
-    if hasattr(DIMTransformer, "set_callbacks"):  # scikit-learn >= 1.9
-        for name in clone(dim).get_params():
-            assert f"--doc-link-{name};" in html
+def test_html_links_to_the_documentation_and_has_a_tooltip_for_every_parameter():
+    for estimator in (small(), LinearProbe(), MLPProbe(), FineTunedClassifier(small())):
+        html = estimator_html_repr(estimator)
+        assert "https://scikit-deepinfomax.readthedocs.io/en/stable/api.html" in html
+        if hasattr(DIMTransformer, "set_callbacks"):  # scikit-learn >= 1.9
+            for name in estimator.get_params(deep=False):
+                assert f"--doc-link-{name};" in html
+
+    class Subclass(DIMTransformer):
+        pass
+
+    assert "readthedocs" not in estimator_html_repr(Subclass())

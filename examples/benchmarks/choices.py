@@ -1,35 +1,40 @@
 """What each choice of the method is worth: one parameter switched at a time, equal seconds of training for each row.
 
-    python examples/benchmarks/choices.py cifar10.npz --seconds 30 --seeds 0 1 2
+    python examples/benchmarks/choices.py cifar10.npz --time
+    python examples/benchmarks/choices.py cifar10.npz --seconds 20 --seeds 0 1 2
     python examples/benchmarks/choices.py --print
 
-Every row trains on the first 10,000 images without labels, for as many epochs as fit into the seconds: timed before on
-some of the images, and one at least, so that a slow row may take longer; the table has the seconds it took. A linear
-probe is fitted on their labels for each layer. It is measured on 10,000 other images of the training part, because
-defaults are chosen by this table: the held-out images, the last 10,000 of the file, are not touched.
+Every row trains on the first 10,000 images without labels, for as many epochs as fit into the seconds, or for one epoch
+of as many images as fit. What an epoch takes is timed before, on some of the images, with nothing else on the machine
+(--time); training itself may then run beside other work. A linear probe is fitted on their labels for each layer. It is
+measured on 10,000 other images of the training part, because defaults are chosen by this table: the held-out images,
+the last 10,000 of the file, are not touched.
 
-Results are appended to a CSV file. What is in it already is not measured again, so that the table can be built in
-pieces.
+Times and results are appended to CSV files. What is in them already is not measured again, so that the table can be
+built in pieces.
 """
 
 import argparse
 import json
-import statistics
-import time
 from pathlib import Path
 
+import torch
 from cifar10 import N_TEST, load_cifar10
 from machine import describe_machine
 from results import append_result, read_results, summary
 
 from skdim import DIMTransformer
+from skdim.batches import Standardizer
 from skdim.devices import resolve_device
+from skdim.encoders import read_layers
 from skdim.evaluation import LinearProbe
 
 LAYERS = ("embedding", "hidden", "features")
 N_TRAIN = N_VALIDATION = 10_000
 # Images on which an epoch is timed.
 N_TIMED = 2_000
+# Wider layers are not probed: the features of "stride1" would take minutes and gigabytes.
+MAX_WIDTH = 10_000
 
 CHOICES = {
     "default": [{}],
@@ -48,15 +53,17 @@ CHOICES = {
 }
 
 
-def parse_arguments():
+def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", nargs="?", help="file with the images, or 'openml'")
-    parser.add_argument("--seconds", type=float, default=30, help="of training for each row (default 30)")
+    parser.add_argument("--time", action="store_true", help="time an epoch of each row and train nothing")
+    parser.add_argument("--seconds", type=float, default=20, help="of training for each row (default 20)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default 0 1 2)")
     parser.add_argument("--groups", nargs="+", choices=CHOICES, default=list(CHOICES), help="(default all)")
     parser.add_argument("--csv", type=Path, default=Path("choices.csv"), help="(default choices.csv)")
+    parser.add_argument("--times", type=Path, default=Path("choices_times.csv"), help="(default choices_times.csv)")
     parser.add_argument("--print", action="store_true", help="print the table and measure nothing")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not arguments.print and arguments.path is None:
         parser.error("the path of the images is needed, unless --print is given")
     return arguments
@@ -71,79 +78,97 @@ def rows(groups):
                 yield group, params
 
 
-def count_epochs(params, X, seconds):
-    """Epochs that fit into the seconds, by the second of two: the first pays for set-up."""
+def time_epoch(params, X):
+    """Seconds an epoch of all images takes, by the second of two on some: the first pays for set-up."""
     epoch = DIMTransformer(max_epochs=2, random_state=0, **params).fit(X[:N_TIMED]).history_[-1]
-    return max(1, round(seconds * N_TIMED / (epoch["seconds"] * len(X))))
+    return epoch["seconds"] * len(X) / N_TIMED
 
 
-def seconds_since(start):
-    return round(time.perf_counter() - start, 1)
+def time_rows(arguments, X):
+    """Time what has not been timed yet; return the seconds an epoch takes for each row's parameters."""
+    times = {row["params"]: float(row["epoch_seconds"]) for row in read_results(arguments.times)}
+    for _, params in rows(arguments.groups):
+        text = json.dumps(params)
+        if text not in times:
+            times[text] = time_epoch(params, X)
+            machine = describe_machine(resolve_device("auto"))
+            append_result(arguments.times, {"params": text, "epoch_seconds": round(times[text], 3), "machine": machine})
+            print(f"{text}: {times[text]:.2f} s an epoch", flush=True)
+    return times
 
 
-def measure(params, epochs, seed, X_train, y_train, X_test, y_test):
-    start = time.perf_counter()
+def measure(params, epochs, share, seed, X_train, y_train, X_test, y_test):
     dim = DIMTransformer(max_epochs=epochs, random_state=seed, **params)
-    machine = describe_machine(resolve_device(dim.device))
     try:
-        dim.fit(X_train)
+        dim.fit(X_train[: round(share * len(X_train))])
     except FloatingPointError as error:
         # An objective that diverges is a result: it has no accuracy.
-        return {"epochs": epochs, "training_seconds": seconds_since(start), "machine": machine, "note": str(error)}
-    result = {"epochs": epochs, "training_seconds": seconds_since(start), "machine": machine, "note": ""}
-    for layer in LAYERS:
-        if layer in dim._layer_shapes:
-            dim.set_params(output_layer=layer)
-            probe = LinearProbe(Cs=(1e-4, 1e-3, 1e-2), max_iter=50, random_state=0)
-            accuracy = probe.fit(dim.transform(X_train), y_train).score(dim.transform(X_test), y_test)
-            result[layer] = round(accuracy, 4)
+        return {"note": str(error)}
+    result = {"note": ""}
+    train, test = encode_layers(dim, X_train), encode_layers(dim, X_test)
+    for layer in train:
+        probe = LinearProbe(Cs=(1e-3,), max_iter=50, random_state=0).fit(train[layer], y_train)
+        result[layer] = round(probe.score(test[layer], y_test), 4)
     return result
+
+
+def encode_layers(dim, X):
+    """Compute what `transform` gives for each layer, in one pass."""
+    standardize = Standardizer(dim.mean_, dim.std_, dim.device_)
+    with torch.inference_mode():
+        batches = [
+            {layer: values.flatten(1) for layer, values in read_layers(dim.encoder_, standardize(batch)).items()}
+            for batch in torch.from_numpy(X).permute(0, 3, 1, 2).split(250)
+        ]
+    layers = [layer for layer in LAYERS if layer in batches[0] and batches[0][layer].shape[1] <= MAX_WIDTH]
+    return {layer: torch.cat([batch[layer] for batch in batches]).cpu().numpy() for layer in layers}
 
 
 def build_table(arguments):
     images, labels, data = load_cifar10(arguments.path)
     images, labels = images[:-N_TEST], labels[:-N_TEST]
     parts = [images[:N_TRAIN], labels[:N_TRAIN], images[-N_VALIDATION:], labels[-N_VALIDATION:]]
-    results = read_results(arguments.csv)
-    done = {(r["params"], r["seconds"], r["seed"]) for r in results}
-    epochs = {(r["params"], r["seconds"]): int(r["epochs"]) for r in results}
+    times = time_rows(arguments, parts[0])
+    if arguments.time:
+        return
+    done = {(r["params"], r["seconds"], r["seed"]) for r in read_results(arguments.csv)}
     for seed in arguments.seeds:
         for group, params in rows(arguments.groups):
             text = json.dumps(params)
-            key = (text, str(arguments.seconds))
-            if (*key, str(seed)) in done:
+            if (text, str(arguments.seconds), str(seed)) in done:
                 continue
-            # All seeds of a row train for the same number of epochs.
-            if key not in epochs:
-                epochs[key] = count_epochs(params, parts[0], arguments.seconds)
+            passes = arguments.seconds / times[text]
+            epochs, share = max(1, round(passes)), min(1, passes)
             result = {"group": group, "params": text, "seconds": arguments.seconds, "seed": seed, "data": data}
-            result |= dict.fromkeys(LAYERS, "") | measure(params, epochs[key], seed, *parts)
+            result |= {"epochs": round(epochs * share, 2), "training_seconds": round(epochs * share * times[text], 1)}
+            result |= dict.fromkeys(LAYERS, "") | measure(params, epochs, share, seed, *parts)
             append_result(arguments.csv, result)
             print(f"{text}, seed {seed}: {result}", flush=True)
 
 
-def print_table(results):
+def print_table(arguments):
+    results = read_results(arguments.csv)
     if not results:
         raise SystemExit("there is nothing to print yet")
     first = results[0]
     print(f"{first['data']}: {N_TRAIN} training images, linear probe on {N_VALIDATION} validation images, in percent")
-    print(f"{first['machine']}; {first['seconds']} s of training a row\n")
+    print(f"{first['seconds']} s of training a row on {read_results(arguments.times)[0]['machine']}\n")
     print(f"{'':14}{'parameters':58}{'epochs':>7}{'seconds':>9}" + "".join(f"{layer:>15}" for layer in LAYERS))
     groups = {}
     for result in results:
         groups.setdefault((result["group"], result["params"]), []).append(result)
     for (group, params), seeds in groups.items():
         named = ", ".join(f"{name}={value!r}" for name, value in json.loads(params).items())
-        seconds = statistics.mean(float(result["training_seconds"]) for result in seeds)
-        print(f"{group:14}{named:58}{seeds[0]['epochs']:>7}{seconds:>9.0f}", end="")
+        print(f"{group:14}{named:58}{seeds[0]['epochs']:>7}{seeds[0]['training_seconds']:>9}", end="")
         print("".join(f"{summary([result[layer] for result in seeds], 100, 1):>15}" for layer in LAYERS))
 
 
-def main():
-    arguments = parse_arguments()
+def main(argv=None):
+    arguments = parse_arguments(argv)
     if not arguments.print:
         build_table(arguments)
-    print_table(read_results(arguments.csv))
+    if not arguments.time:
+        print_table(arguments)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
+from skdim.documentation import DocumentationLinkMixin
 from skdim.encoders import read_layers
 from skdim.evaluation.embedding import embed
 from skdim.evaluation.networks import MLP, Samples, predict_proba, train
@@ -28,7 +29,7 @@ from skdim.transformer import DIMTransformer
 __all__ = ["FineTunedClassifier"]
 
 
-class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, DocumentationLinkMixin, BaseEstimator):
     """A perceptron on the encoder of a `DIMTransformer`, both trained on labelled images.
 
     The semi-supervised setting of the paper: the transformer has learned from many images without labels, and a copy of

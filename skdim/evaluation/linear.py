@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from skdim.devices import resolve_device
+from skdim.documentation import DocumentationLinkMixin
 from skdim.evaluation.splits import encode_labels, validation_split
 
 __all__ = ["LinearProbe"]
@@ -23,7 +24,7 @@ __all__ = ["LinearProbe"]
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
-class LinearProbe(ClassifierMixin, BaseEstimator):
+class LinearProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
     r"""Standardise features, then classify them with a linear model whose regularisation is chosen on a split.
 
     Minimises over the weights W and the intercepts, which are not regularised,

@@ -18,6 +18,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from skdim.devices import resolve_device
+from skdim.documentation import DocumentationLinkMixin
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.networks import MLP, Samples, predict_proba, train
 from skdim.evaluation.splits import encode_labels, validation_split
@@ -26,7 +27,7 @@ from skdim.net import private_rng
 __all__ = ["PROBES", "MLPProbe", "knn_probe"]
 
 
-class MLPProbe(ClassifierMixin, BaseEstimator):
+class MLPProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
     """Standardise features, then classify them with a perceptron.
 
     The default is the paper's non-linear probe: one hidden layer of 200 units with batch norm, ReLU and dropout. It is

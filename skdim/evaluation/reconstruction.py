@@ -186,9 +186,9 @@ class _Decoder(nn.Module):
     def __init__(self, n_features: int, image_shape: ImageShape) -> None:
         super().__init__()
         channels, self.height, self.width = image_shape
-        n_doublings = n_halvings(self.height, self.width)
-        height, width = -(-self.height // 2**n_doublings), -(-self.width // 2**n_doublings)
-        widths = [64 << stage for stage in range(n_doublings, -1, -1)]
+        n_doublings = max(1, n_halvings(self.height, self.width))
+        height, width = (-(-side // 2**n_doublings) for side in (self.height, self.width))
+        widths = [32 << stage for stage in range(n_doublings, 0, -1)]
         self.linear = nn.Sequential(
             nn.Linear(n_features, widths[0] * height * width, bias=False),
             nn.BatchNorm1d(widths[0] * height * width),
@@ -198,7 +198,7 @@ class _Decoder(nn.Module):
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(widths):
             layers += [nn.ConvTranspose2d(n_in, n_out, 4, 2, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
-        self.grow = nn.Sequential(*layers, nn.Conv2d(widths[-1], channels, 3, padding=1))
+        self.grow = nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return self.grow(self.linear(embeddings))[:, :, : self.height, : self.width]

@@ -1,0 +1,100 @@
+import importlib
+import re
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL")
+
+
+@pytest.fixture
+def benchmark(monkeypatch, colour_images):
+    """Import a script of the benchmarks, with a few images in the place of CIFAR-10."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples" / "benchmarks")
+
+    def load(name):
+        module = importlib.import_module(name)
+        if hasattr(module, "load_cifar10"):
+            images = colour_images[0].transpose(0, 2, 3, 1)
+            monkeypatch.setattr(module, "load_cifar10", lambda path: (images, colour_images[1], "colours"))
+            monkeypatch.setattr(module, "N_TEST", 20)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def paper_tables(benchmark):
+    return benchmark("paper_tables")
+
+
+def test_the_papers_tables_are_built_in_pieces_and_keep_its_figures_apart(paper_tables, tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    command = ["images", "--csv", str(path), "--budget", "1ep", "--set", "n_components=4", "--rows", "DIM(L) InfoNCE"]
+    paper_tables.main([*command, "--seeds", "0"])
+    first = path.read_text()
+    paper_tables.main([*command, "--seeds", "0", "1"])
+    assert path.read_text().startswith(first)
+    results = paper_tables.read_results(path)
+    assert [result["seed"] for result in results] == ["0", "1"]
+    assert all(result["epochs"] == "1" and result["machine"] and "torch" in result["versions"] for result in results)
+    # Another budget is another measurement; seconds are turned into at least one epoch.
+    paper_tables.main([*command, "--budget", "1s"])
+    assert len(paper_tables.read_results(path)) == 3
+    capsys.readouterr()
+    paper_tables.main(["--print", "--csv", str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.removeprefix("DIM(L) InfoNCE").split() for line in lines if line.endswith("69.13")]
+    (numbers,) = [row for row in rows if row[1] == "2"]  # seeds
+    ours = [f"{100 * np.mean([float(r[f'mlp_{layer}']) for r in results]):.2f}" for layer in paper_tables.LAYERS]
+    assert [number for number in numbers if number in ours] == ours
+    assert numbers[-3:] == ["75.21", "75.57", "69.13"]
+
+
+def test_no_figure_of_the_paper_is_stored_as_ours(paper_tables, tmp_path):
+    assert not [field for field in paper_tables.FIELDS if "paper" in field]
+    for paper in (paper_tables.PAPER_MLP, paper_tables.PAPER_SVM, paper_tables.PAPER_INFORMATION):
+        assert set(paper) <= set(paper_tables.ROWS)
+
+
+def test_choices_train_for_the_seconds_that_were_timed(benchmark, monkeypatch, tmp_path, capsys):
+    choices = benchmark("choices")
+    monkeypatch.setattr(choices, "N_TRAIN", 30)
+    monkeypatch.setattr(choices, "N_VALIDATION", 10)
+    monkeypatch.setattr(choices, "N_TIMED", 20)
+    files = ["--csv", str(tmp_path / "results.csv"), "--times", str(tmp_path / "times.csv")]
+    command = ["images", *files, "--groups", "default", "task"]
+    choices.main([*command, "--time"])
+    # A row that is too slow for one epoch trains on a part of the images.
+    times = choices.read_results(tmp_path / "times.csv")
+    assert len(times) == 4
+    for row, seconds in zip(times, ("0.5", "1", "2", "4"), strict=True):
+        row["epoch_seconds"] = seconds
+    (tmp_path / "times.csv").unlink()
+    for row in times:
+        choices.append_result(tmp_path / "times.csv", row)
+    with warnings.catch_warnings():
+        # Of the probe's solver, which such few images are too few for.
+        warnings.simplefilter("ignore")
+        choices.main([*command, "--seconds", "2", "--seeds", "0", "1"])
+    results = choices.read_results(tmp_path / "results.csv")
+    assert [row["epochs"] for row in results] == ["4", "2", "1", "0.5"] * 2
+    assert {row["training_seconds"] for row in results} == {"2.0"}
+    capsys.readouterr()
+    choices.main(["--print", *files])
+    lines = [line for line in capsys.readouterr().out.splitlines() if " ± " in line]
+    assert len(lines) == 4
+    mean = np.mean([100 * float(row["hidden"]) for row in results if row["params"] == "{}"])
+    assert f" {mean:.1f} ± " in lines[0]
+
+
+@pytest.mark.parametrize("letter", ["a", "c", "d", "e"])
+def test_throughput_compares_each_baseline_with_skdim(benchmark, capsys, letter):
+    throughput = benchmark("throughput")
+    throughput.SECTIONS[letter](SimpleNamespace(n_images=64, repeats=1))
+    for line in capsys.readouterr().out.splitlines():
+        baseline, ours, ratio = map(float, re.search(r"(\d+) +(\d+) +([\d.]+)  \(", line).groups())
+        assert ratio == pytest.approx(ours / baseline, rel=0.1, abs=0.01)
