@@ -7,8 +7,8 @@ Writes a sparse file of uint8 images 3 x 128 x 128, noise here and there and zer
 it as a read-only memory map; before and after that, one from an array in memory of its first images. Each runs in a
 process of its own, so that its peak of resident memory is its own. The encoder is a single convolution of patches and a
 linear layer, far cheaper than any that is of use: reading has to keep up with more than a real training asks of it. A
-sparse file has no blocks on disk for its zeros, so the figures are those of the system's page cache and of skdim, not of
-a disk; the time of reading the same rows in random order, and doing nothing with them, is printed beside.
+sparse file has no blocks on disk for its zeros, so the figures are those of the system's page cache and of skdim, not
+of a disk; the time of reading the same rows in random order, and doing nothing with them, is printed beside.
 """
 
 import argparse
