@@ -226,9 +226,9 @@ class MappedPages:
 
     def __init__(self, array: NDArray[Any]) -> None:
         mapped = _mapped_file(array)
-        # A private mapping would lose what was written to it. A shared one has that in the file.
-        releases = mapped is not None and mapped.mode != "c" and hasattr(mmap, "MADV_DONTNEED")
-        self._mapping: Any = mapped.base if releases and mapped is not None else None
+        # A private mapping would lose what was written to it; of a shared one the file has it.
+        can_release = mapped is not None and mapped.mode != "c" and hasattr(mmap, "MADV_DONTNEED")
+        self._mapping = mapped.base if can_release else None
         self._touched = 0
 
     def touch(self, rows: NDArray[Any]) -> None:
