@@ -456,8 +456,9 @@ def test_a_loader_that_brings_our_batches_gives_our_bits(X):
     assert dim.loss_curve_ == expected.loss_curve_
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # Python 3.12, of torch's forking
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_transform_of_a_loader(n_workers, recwarn):
+def test_transform_of_a_loader(n_workers):
     dim = small().fit(loader(IMAGES, num_workers=n_workers, drop_last=True))
     assert dim.n_iter_ == 2
     for batch_size in (7, 16, 200):
