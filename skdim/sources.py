@@ -24,9 +24,10 @@ Result = TypeVar("Result")
 # What is read before it is asked for, beside what is in use.
 N_AHEAD = 2
 
-# Pages of a mapped file that may be resident, and those that come with a row: the system maps a window around a page.
+# Pages of a mapped file that may be resident, and how many may come with a row: with a page, newer kernels map all of the
+# block that it was read from the disk in.
 RESIDENT_BYTES = 1 << 28
-WINDOW_BYTES = 1 << 17
+WINDOW_BYTES = 1 << 21
 
 # Interfaces of arrays whose values are in memory, of the host or of a device.
 IN_MEMORY = ("__array_interface__", "__cuda_array_interface__", "__dlpack__", "__array_namespace__")
