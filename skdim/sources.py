@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 # What is read before it is asked for, beside what is in use.
 N_AHEAD = 2
 
-# Pages of a mapped file that may be resident, and how many may come with a row: with a page, newer kernels map all of the
-# block that it was read from the disk in.
+# Pages of a mapped file that may be resident, and how many may come with a row: with a page, newer kernels map all of
+# the block that it was read from the disk in.
 RESIDENT_BYTES = 1 << 28
 WINDOW_BYTES = 1 << 21
 
