@@ -3,16 +3,48 @@
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-__all__ = ["write_atomically"]
+__all__ = ["replaced_atomically", "write_atomically"]
 
 
-def write_atomically(path: Path, data: bytes | bytearray) -> None:
-    """Write a file through a temporary one beside it.
+@contextmanager
+def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path`, for writing, which becomes `path` when the block ends without an error.
 
     Whatever happens, a killed process or a full disk, `path` is the new file or what it was before. A process that is
     killed may leave a temporary file, whose name starts with a dot and that of `path` and ends in ".tmp".
+
+    Parameters
+    ----------
+    path : Path
+        In a folder that is there.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    # Not tempfile, whose files only their owner can read: the mode is the umask's.
+    # Cut, because a name may be as long as a name can be.
+    temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes | bytearray) -> None:
+    """Write a file whole or not at all, see `replaced_atomically`.
 
     Parameters
     ----------
@@ -26,19 +58,8 @@ def write_atomically(path: Path, data: bytes | bytearray) -> None:
     OSError
         If the file cannot be written.
     """
-    # Not tempfile, whose files only their owner can read: the mode is the umask's.
-    # Cut, because a name may be as long as a name can be.
-    temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with replaced_atomically(path) as file:
+        file.write(data)
 
 
 def _sync_folder(folder: Path) -> None:

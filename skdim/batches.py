@@ -8,7 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skdim.images import Images
+from skdim.images import CHUNK_BYTES, Images, LoadedImages
+
+__all__ = ["Batches", "LoadedBatches", "Standardizer"]
 
 
 class Standardizer:
@@ -71,7 +73,7 @@ class Batches(torch.utils.data.Dataset[Any]):
         self.resident: Tensor | None = None
         device = standardize.device
         if device.type == "cuda" and images.array.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-            self.resident = images.take(slice(None)).to(device)
+            self.resident = _on_device(images, device)
 
     def __len__(self) -> int:
         return self.n_batches
@@ -81,10 +83,56 @@ class Batches(torch.utils.data.Dataset[Any]):
         # What the last batch lacks comes from the first one, so that none holds an image twice.
         order = torch.cat([order, order[: self.n_drawn - len(order)]])
         if self.resident is None:
-            for rows in order.cpu().numpy().reshape(self.n_batches, self.batch_size):
-                batch = self.images.take(rows)
-                # From pinned memory the copy to the device runs beside the step before.
-                yield self.standardize(batch.pin_memory() if order.is_cuda else batch)
+            rows = order.cpu().numpy().reshape(self.n_batches, self.batch_size)
+            # From pinned memory the copy to the device runs beside the step before.
+            for batch in self.images.read(rows, pinned=order.is_cuda):
+                yield self.standardize(batch)
         else:
             for indices in order.split(self.batch_size):
                 yield self.standardize(self.resident[indices])
+
+
+class LoadedBatches(Batches):
+    """The batches of a DataLoader as they come; iterating gives those of one epoch, standardised.
+
+    Parameters
+    ----------
+    images : LoadedImages
+        The training images.
+    standardize : Standardizer
+        Applied to each batch.
+
+    Attributes
+    ----------
+    n_drawn : int
+        Images in the batches of an epoch; where the loader cannot tell, as if all had the size of the first.
+    """
+
+    def __init__(self, images: LoadedImages, standardize: Standardizer) -> None:
+        self.loaded, self.standardize = images, standardize
+        self.n_batches = len(images.loader)
+        self.n_drawn = images.n_images or self.n_batches * len(images.first)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.loaded.batches():
+            if len(batch) < 2:
+                raise ValueError(
+                    "The DataLoader has brought a batch of a single image, and training needs two at least: set "
+                    "drop_last=True, or another batch_size."
+                )
+            yield self.standardize(batch)
+
+
+def _on_device(images: Images, device: torch.device) -> Tensor:
+    """Copy all images to a device, a part at a time: what is on disk needs no room in the host's memory."""
+    resident = torch.empty(
+        (len(images), *images.shape),
+        dtype=torch.uint8 if images.dtype == np.uint8 else torch.float32,
+        device=device,
+        memory_format=torch.channels_last if images.channels_last else torch.contiguous_format,
+    )
+    start = 0
+    for part in images.chunks(max(1, CHUNK_BYTES * len(images) // images.array.nbytes)):
+        resident[start : start + len(part)] = part
+        start += len(part)
+    return resident

@@ -289,8 +289,8 @@ def describe_images(images: Images) -> dict[str, Any]:
     """
     digest = hashlib.sha256()
     rows = max(1, CHUNK_BYTES * len(images) // images.array.nbytes)
-    for start in range(0, len(images), rows):
-        digest.update(images.take(slice(start, start + rows)).contiguous().numpy().data)
+    for chunk in images.chunks(rows):
+        digest.update(chunk.contiguous().numpy().data)
     return {
         "shape": [len(images), *images.shape],
         "dtype": str(images.array.dtype),

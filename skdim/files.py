@@ -1,20 +1,33 @@
-"""Reading image files and Pillow images into one array."""
+"""Reading image files and Pillow images into one array, in memory or in a file."""
 
+import hashlib
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-__all__ = ["is_image_files", "read_images"]
+from skdim.atomic import replaced_atomically
+
+__all__ = ["is_image_files", "is_pillow_image", "picture_as_array", "read_images"]
 
 CHANNELS = {"RGB": 3, "RGBA": 4}
 GREY_MODES = {"1", "L", "LA", "La"}
 # Grey of more than 8 bits: 16-bit and 32-bit integers and floats.
 DEEP_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
+# Of the files that make up a folder of images.
+SUFFIXES = {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Images that are decoded before they are written to a cache.
+BLOCK = 256
+# Ends a cache, before the digest of what it was made of.
+CACHE_MARK = b"skdim images "
 # Of the EXIF standard: how a camera was held. From 5 on the sides are swapped.
 ORIENTATION_TAG = 0x0112
 
@@ -23,10 +36,17 @@ def is_image_files(X: Any) -> bool:
     """Tell whether something is a non-empty sequence of paths and Pillow images."""
     if not isinstance(X, list | tuple) and len(getattr(X, "shape", ())) != 1:
         return False
-    return len(X) > 0 and all(isinstance(entry, str | os.PathLike) or _is_pillow_image(entry) for entry in X)
+    return len(X) > 0 and all(isinstance(entry, str | os.PathLike) or is_pillow_image(entry) for entry in X)
 
 
-def read_images(files: Sequence[Any], *, size: tuple[int, int] | None = None, mode: str | None = None) -> NDArray[Any]:
+def read_images(
+    files: Any,
+    *,
+    size: tuple[int, int] | None = None,
+    mode: str | None = None,
+    n_jobs: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> NDArray[Any]:
     """Read image files into one array. Needs Pillow.
 
     Turned as the camera says (EXIF). Colour palettes are resolved. Without `mode`, files that are all grey give grey
@@ -34,12 +54,20 @@ def read_images(files: Sequence[Any], *, size: tuple[int, int] | None = None, mo
 
     Parameters
     ----------
-    files : sequence of str, path-like or PIL.Image.Image
-        At least one. All formats that Pillow reads; of an animation or a stack, the first image.
+    files : str or path-like, or sequence of str, path-like or PIL.Image.Image
+        At least one image, of any format that Pillow reads; of an animation or a stack, the first. A folder stands for
+        the image files in it and in the folders in it, in the order of their paths, but for hidden ones; these are
+        files whose names end in ".jpg", ".png", ".tif" and the like.
     size : tuple of int, default=None
         Height and width to scale all images to, whatever their proportions. With None, all must have one size.
     mode : {"L", "RGB", "RGBA"}, default=None
         Grey, colours, or colours and opacity.
+    n_jobs : int, default=None
+        Threads that read; -1 is one for each processor. None is one, unless joblib is configured otherwise.
+    cache : str or path-like, default=None
+        File in which the pixels are kept, as ".npy"; the array is then mapped from it, read-only, and takes no memory.
+        One that was made of the same files, of the same sizes and times of change, with the same options is not made
+        again; any other that this function wrote is replaced.
 
     Returns
     -------
@@ -52,33 +80,128 @@ def read_images(files: Sequence[Any], *, size: tuple[int, int] | None = None, mo
     ImportError
         If Pillow is not installed.
     OSError
-        If a file cannot be read; FileNotFoundError if there is none. The message names the file and its index.
+        If a file cannot be read; FileNotFoundError if there is none. The message names the file and its index. If the
+        cache cannot be written.
     ValueError
-        If sizes differ, or some images are grey of more than 8 bits and others, or `mode`, are not.
+        If there are no images, sizes differ, or some images are grey of more than 8 bits and others, or `mode`, are
+        not; if there is a file at `cache` that this function did not write, or a Pillow image is to go there.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> from skdim.files import read_images
     >>> X = read_images(sorted(Path("photos").glob("*.jpg")), size=(64, 64))  # doctest: +SKIP
+    >>> X = read_images("photos", size=(64, 64), n_jobs=-1, cache="photos.npy")  # doctest: +SKIP
     """
     if mode not in (None, "L", "RGB", "RGBA"):
         raise ValueError(f"mode must be 'L', 'RGB', 'RGBA' or None, got {mode!r}.")
+    if isinstance(files, str | os.PathLike):
+        files = _files_in(Path(files))
     if len(files) == 0:
         raise ValueError("files must name at least one image, got none.")
+    if cache is None:
+        shape, dtype, fill = _prepare(files, size, mode, n_jobs)
+        images = np.empty(shape, dtype)
+        fill(images, 0)
+        return images
+    path = Path(cache)
+    # Absolute, because the folder this process works in may be another one next time.
+    end = CACHE_MARK + _digest(files, size, mode)
+    if not _is_cache(path, end):
+        shape, dtype, fill = _prepare(files, size, mode, n_jobs)
+        with replaced_atomically(path.absolute()) as file:
+            npy.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+            for start in range(0, len(files), BLOCK):
+                block = np.empty((min(BLOCK, len(files) - start), *shape[1:]), dtype)
+                fill(block, start)
+                file.write(block.data)
+            # Behind the values, where no reader of such files looks: one file cannot contradict itself.
+            file.write(end)
+    return np.load(path, mmap_mode="r")
+
+
+def _prepare(
+    files: Sequence[Any], size: tuple[int, int] | None, mode: str | None, n_jobs: int | None
+) -> tuple[tuple[int, ...], np.dtype[Any], Callable[[NDArray[Any], int], None]]:
+    """Find shape and dtype of the array, and a function that fills part of it, from an image on."""
+    parallel = Parallel(n_jobs=n_jobs, require="sharedmem")
     # Headers first: what does not fit together is found before the long work.
-    sizes, kinds = zip(*(_read_header(index, file) for index, file in enumerate(files)), strict=True)
+    headers = parallel(delayed(_read_header)(index, file) for index, file in enumerate(files))
+    sizes, kinds = zip(*headers, strict=True)
     height, width = size or _common_size(files, sizes)
     kind = _common_kind(files, kinds, mode)
+
+    def read(images: NDArray[Any], row: int, index: int) -> None:
+        with _opened(index, files[index]) as image:
+            images[row] = _pixels(image, kind, (width, height))
+
+    def fill(images: NDArray[Any], start: int) -> None:
+        parallel(delayed(read)(images, row, start + row) for row in range(len(images)))
+
     shape = (len(files), height, width) + ((CHANNELS[kind],) if kind in CHANNELS else ())
-    images = np.empty(shape, dtype=np.float32 if kind == "deep" else np.uint8)
+    return shape, np.dtype(np.float32 if kind == "deep" else np.uint8), fill
+
+
+def picture_as_array(image: Any, mode: str | None) -> NDArray[Any]:
+    """Return the pixels of a single Pillow image, as `read_images` reads it."""
+    (height, width), kind = _read_header(0, image)
+    return _pixels(image, _common_kind([image], (kind,), mode), (width, height))
+
+
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+    except ImportError as error:
+        raise ImportError(
+            "Reading image files requires Pillow. You can install Pillow with `pip install pillow`"
+        ) from error
+    return PIL
+
+
+def _files_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        kind = ValueError if folder.exists() else FileNotFoundError
+        raise kind(f"files must be a folder or a sequence of images, got {str(folder)!r}, which is no folder.")
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    if not files:
+        raise ValueError(f"The folder {str(folder)!r} has no image files: none that ends in {sorted(SUFFIXES)}.")
+    return files
+
+
+def _digest(files: Sequence[Any], size: tuple[int, int] | None, mode: str | None) -> bytes:
+    """Digest all that the pixels depend on, without reading the files."""
+    sources = []
     for index, file in enumerate(files):
-        with _opened(index, file) as image:
-            images[index] = _pixels(image, kind, (width, height))
-    return images
+        if is_pillow_image(file):
+            raise ValueError(f"cache needs files, got a Pillow image as image {index}.")
+        status = _status(index, file)
+        sources.append([os.path.abspath(os.fspath(file)), status.st_size, status.st_mtime_ns])
+    options = [None if size is None else [int(side) for side in size], mode, _pillow().__version__]
+    return hashlib.sha256(json.dumps([sources, options]).encode()).hexdigest().encode()
 
 
-def _is_pillow_image(entry: Any) -> bool:
+def _status(index: int, file: Any) -> os.stat_result:
+    try:
+        return os.stat(file)
+    except OSError as error:
+        raise type(error)(f"Image {index}, {os.fspath(file)!r}, cannot be read: {error}") from error
+
+
+def _is_cache(path: Path, end: bytes) -> bool:
+    """Tell whether a file is the cache that has this end; refuse one that is none."""
+    if not path.exists():
+        return False
+    with open(path, "rb") as file:
+        file.seek(-min(len(end), path.stat().st_size), os.SEEK_END)
+        found = file.read()
+    if not found.startswith(CACHE_MARK):
+        raise ValueError(f"cache={str(path)!r} is a file that read_images did not write: name another one.")
+    return found == end
+
+
+def is_pillow_image(entry: Any) -> bool:
+    """Tell a Pillow image from anything else, without importing Pillow."""
     # Whoever has a Pillow image has imported Pillow.
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(entry, pillow.Image)
@@ -87,17 +210,12 @@ def _is_pillow_image(entry: Any) -> bool:
 @contextmanager
 def _opened(index: int, file: Any) -> Iterator[Any]:
     """Open one image; whatever goes wrong with it names it."""
-    if _is_pillow_image(file):
+    if is_pillow_image(file):
         yield file
         return
+    pillow = _pillow()
     try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "Reading image files requires Pillow. You can install Pillow with `pip install pillow`"
-        ) from error
-    try:
-        with Image.open(file) as image:
+        with pillow.Image.open(file) as image:
             yield image
     # A broken file may raise anything in Pillow's decoders.
     except Exception as error:

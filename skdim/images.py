@@ -1,7 +1,8 @@
 """From any accepted array to checked images: all errors about the input are raised here, before any work."""
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from math import isqrt, prod
 from typing import Any
 
@@ -11,12 +12,18 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data.distributed import DistributedSampler
 
 from skdim.files import is_image_files, read_images
+from skdim.sources import LazyArray, as_lazy_array, as_stored, check_dtype, prefetched, tensor_as_array
 
 ImageShape = tuple[int, int, int]
 
-__all__ = ["ImageShape", "Images", "channel_statistics", "check_image_shape", "check_images"]
+__all__ = [
+    *("ImageShape", "Images", "LoadedImages"),
+    *("channel_statistics", "check_image_shape", "check_images", "check_loader", "check_order"),
+]
 
 # Rows read at once where a pass over all images makes float copies.
 CHUNK_BYTES = 1 << 24
@@ -28,7 +35,7 @@ class Images:
 
     Attributes
     ----------
-    array : ndarray of shape (n, C, H, W) or (n, H, W, C)
+    array : ndarray or LazyArray of shape (n, C, H, W) or (n, H, W, C)
         uint8 or native float32; a view of the user's array wherever one will do.
     shape : tuple of int
         Channels, height and width.
@@ -36,12 +43,22 @@ class Images:
         Whether `array` has the channels last.
     """
 
-    array: NDArray[Any]
+    array: NDArray[Any] | LazyArray
     shape: ImageShape
     channels_last: bool
 
     def __len__(self) -> int:
         return len(self.array)
+
+    @property
+    def n_images(self) -> int:
+        """How many there are."""
+        return len(self.array)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8 or float32."""
+        return self.array.dtype
 
     def take(self, rows: Any) -> torch.Tensor:
         """Read some images into a tensor of shape (len(rows), C, H, W) and the dtype of `array`."""
@@ -51,6 +68,104 @@ class Images:
             batch = batch.copy(order="C")
         images = torch.from_numpy(batch)
         return images.permute(0, 3, 1, 2) if self.channels_last else images
+
+    def shares_memory(self, array: NDArray[Any]) -> bool:
+        """Tell whether these may be the same bytes as some of an array's."""
+        mine = self.array.source if isinstance(self.array, LazyArray) else self.array
+        return isinstance(mine, np.ndarray) and np.may_share_memory(mine, array)
+
+    def head(self, n: int) -> torch.Tensor:
+        """Read the first `n` images, or all of fewer."""
+        return self.take(slice(n))
+
+    def read(self, selections: Iterable[Any], *, pinned: bool = False) -> Iterator[torch.Tensor]:
+        """Take one selection of rows after another, where they are read from elsewhere ahead of their use.
+
+        Parameters
+        ----------
+        selections : iterable
+            Of what `take` takes.
+        pinned : bool, default=False
+            Whether into pinned memory.
+        """
+
+        def take(rows: Any) -> torch.Tensor:
+            return self.take(rows).pin_memory() if pinned else self.take(rows)
+
+        return prefetched(take, selections) if isinstance(self.array, LazyArray) else map(take, selections)
+
+    def chunks(self, size: int) -> Iterator[torch.Tensor]:
+        """Read all images in their order, `size` at a time."""
+        return self.read(slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
+
+
+class LoadedImages:
+    """Images that a DataLoader brings a batch at a time, in its own order.
+
+    Parameters
+    ----------
+    loader : DataLoader
+        Where from.
+    first : Images
+        Its first batch.
+    item_shape : tuple of int
+        Shape in which an image comes.
+    name : str
+        The estimator's, for messages.
+
+    Attributes
+    ----------
+    n_images : int or None
+        How many it brings in an epoch, where that can be known before.
+    """
+
+    def __init__(self, loader: DataLoader[Any], first: Images, item_shape: tuple[int, ...], name: str) -> None:
+        self.loader, self.first, self._item_shape, self._name = loader, first, item_shape, name
+        self.shape, self.dtype = first.shape, first.dtype
+        self.n_images = _n_loaded(loader)
+
+    def head(self, n: int) -> torch.Tensor:
+        """Return the first `n` images of the batch that came first, or all of fewer."""
+        return self.first.head(n)
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """Load the batches of an epoch, of shape (N, C, H, W) each.
+
+        Raises
+        ------
+        ValueError
+            If images differ in shape or type from the first ones or are not finite, or there are more or fewer of them
+            than the loader's length says.
+        """
+        n_before = 0
+        for index, batch in enumerate(self.loader):
+            values = _as_array(_images_of(batch), self._name)
+            if values.shape[1:] != self._item_shape or (values.dtype == np.uint8) != (self.dtype == np.uint8):
+                raise ValueError(
+                    f"All images must have the same shape and type: the first batch has images of shape "
+                    f"{self._item_shape}, read as {self.dtype}, batch {index} of shape {values.shape[1:]} and dtype "
+                    f"{values.dtype}."
+                )
+            array = as_stored(values, self.dtype, range(n_before, n_before + len(values)))
+            n_before += len(values)
+            if self.n_images is not None and n_before > self.n_images:
+                break
+            stored = array.reshape(len(array), *self.first.array.shape[1:])
+            yield replace(self.first, array=stored).take(slice(None))
+        if self.n_images not in (None, n_before):
+            raise ValueError(f"The DataLoader should bring {self.n_images} images by its length, but has {n_before}.")
+
+    def chunks(self, size: int) -> Iterator[torch.Tensor]:
+        """Load all images of an epoch in their order, `size` at a time."""
+        waiting: list[torch.Tensor] = []
+        for batch in self.batches():
+            waiting.append(batch)
+            if sum(map(len, waiting)) >= size:
+                *whole, rest = torch.cat(waiting).split(size)
+                yield from whole
+                waiting = [rest]
+        if waiting:
+            yield torch.cat(waiting)
 
 
 def check_images(
@@ -71,6 +186,7 @@ def check_images(
     X : array-like
         Flat rows (n, p) or images (n, C, H, W), (n, H, W, C) or (n, H, W); a NumPy array, DataFrame, torch tensor,
         list of arrays or anything that converts to an array. uint8 and float32 are kept, other types become float32.
+        What `skdim.sources.as_lazy_array` opens is not read here, and its values are checked when they are.
         Or a sequence of paths or Pillow images, which are read as `skdim.files.read_images` does, in colour where
         `image_shape` has three or four channels.
     image_shape : tuple of int or None
@@ -95,11 +211,18 @@ def check_images(
         If `X` is sparse, or holds what is no number.
     """
     name = type(estimator).__name__
+    if isinstance(X, DataLoader):
+        raise TypeError(
+            "X is a DataLoader, but images are needed here that can be read in any order, or again: pass its dataset."
+        )
+    # A few grey files among colour ones may be all that this call gets.
+    mode = {3: "RGB", 4: "RGBA"}.get(image_shape[0]) if image_shape is not None else None
+    lazy, are_pictures = as_lazy_array(X, mode, name)
     if is_image_files(X):
-        # A few grey files among colour ones may be all that this call gets.
-        mode = {3: "RGB", 4: "RGBA"}.get(image_shape[0]) if image_shape is not None else None
-        X, data_format = read_images(X, mode=mode), "channels_last"
-    X = _as_array(X, name)
+        X, are_pictures = read_images(X, mode=mode), True
+    if are_pictures:
+        data_format = "channels_last"
+    X = _as_array(X, name) if lazy is None else lazy
     ndim = getattr(X, "ndim", 2)
     if ndim > 4:
         raise ValueError(f"Found array with dim {ndim}, while dim <= 4 is required by {name}.")
@@ -121,6 +244,99 @@ def check_images(
     channels, height, width = shape
     stored = (height, width, channels) if channels_last else shape
     return Images(flat.reshape(len(flat), *stored), shape, channels_last)
+
+
+def check_loader(
+    estimator: BaseEstimator,
+    loader: DataLoader[Any],
+    *,
+    image_shape: ImageShape | None,
+    data_format: str,
+    reset: bool,
+    min_samples: int = 1,
+) -> LoadedImages:
+    """Check a DataLoader by its first batch, as `check_images` does; the others are checked when they come.
+
+    Parameters
+    ----------
+    loader : DataLoader
+        Of batches of images, or of tuples or lists that begin with one.
+    estimator, image_shape, data_format, reset
+        As of `check_images`.
+    min_samples : int, default=1
+        The least number of images in a batch; training needs two.
+
+    Returns
+    -------
+    LoadedImages
+        The checked images.
+
+    Raises
+    ------
+    ValueError
+        If the loader has no length or no batch, or its images are unfit.
+    TypeError
+        If its batches hold what is no image.
+    """
+    name = type(estimator).__name__
+    try:
+        n_batches = len(loader)
+    except TypeError as error:
+        raise ValueError(f"{name} expects a DataLoader with a length, but its dataset has none: {error}") from error
+    if n_batches == 0:
+        raise ValueError(f"Found array with 0 sample(s) (a DataLoader), while a minimum of 1 is required by {name}.")
+    # Loaders draw orders and seeds from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        batch = _as_array(_images_of(next(iter(loader))), name)
+    first = check_images(
+        estimator, batch, image_shape=image_shape, data_format=data_format, reset=reset, min_samples=min_samples
+    )
+    images = LoadedImages(loader, first, batch.shape[1:], name)
+    size = loader.batch_size
+    if images.n_images is not None and size is not None and 0 < images.n_images % size < min_samples:
+        raise ValueError(
+            f"The last batch of the DataLoader has a single image ({images.n_images} images in batches of {size}), and "
+            "training needs two at least: set drop_last=True, or another batch_size."
+        )
+    return images
+
+
+def check_order(loader: DataLoader[Any]) -> None:
+    """Refuse a DataLoader whose images cannot be told apart by their place.
+
+    Raises
+    ------
+    ValueError
+        If it shuffles or leaves images out.
+    """
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    is_random = isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler)
+    if is_random or (isinstance(sampler, DistributedSampler) and sampler.shuffle):
+        raise ValueError(
+            f"transform expects a DataLoader that keeps the order of its images, got one with a "
+            f"{type(sampler).__name__}: set shuffle=False, or pass its dataset."
+        )
+    if loader.drop_last and _n_listed(loader) % (loader.batch_size or 1):
+        raise ValueError("transform expects a DataLoader that brings all images, got one with drop_last=True.")
+
+
+def _images_of(batch: Any) -> Any:
+    """Return a batch of images, which may be the first part of what a loader brings."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _n_listed(loader: DataLoader[Any]) -> int:
+    """How many images there are to make batches of."""
+    is_iterable = isinstance(loader.dataset, IterableDataset)
+    return len(loader.dataset if is_iterable else loader.sampler)  # type: ignore[arg-type]
+
+
+def _n_loaded(loader: DataLoader[Any]) -> int | None:
+    """How many images the batches of an epoch have, where the loader makes them, and of all images that it can."""
+    if loader.batch_size is None or (loader.drop_last and isinstance(loader.dataset, IterableDataset)):
+        return None
+    n_images = _n_listed(loader)
+    return n_images - n_images % loader.batch_size if loader.drop_last else n_images
 
 
 def check_image_shape(image_shape: Any) -> ImageShape:
@@ -147,7 +363,7 @@ def _as_array(X: Any, name: str) -> Any:
         special = torch.Tensor | np.ma.MaskedArray
         X = [_as_array(image, name) if isinstance(image, special) else image for image in X]
     if isinstance(X, torch.Tensor):
-        return _tensor_as_array(X, name)
+        return tensor_as_array(X, name)
     if isinstance(X, str | bytes | dict | set | frozenset) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):
         raise TypeError(f"{name} expects an array of images, got {type(X).__name__}.")
     if isinstance(X, np.ma.MaskedArray):
@@ -156,25 +372,8 @@ def _as_array(X: Any, name: str) -> Any:
         X = _stack(X)
     elif not isinstance(X, np.ndarray):
         X = np.asarray(X)
-    if X.dtype.kind in "US":
-        raise ValueError(
-            "dtype='numeric' is not compatible with arrays of bytes/strings. "
-            "Convert your data to numeric values explicitly instead."
-        )
-    if X.dtype.kind in "mMV":
-        raise TypeError(f"{name} expects numbers, got an array of dtype {X.dtype}.")
+    check_dtype(X.dtype, name)
     return X
-
-
-def _tensor_as_array(X: torch.Tensor, name: str) -> NDArray[Any]:
-    """Convert a tensor of any device and of dtypes that NumPy has not."""
-    if X.is_meta:
-        raise TypeError(f"{name} expects images, got a tensor on the meta device, which holds no values.")
-    if X.layout != torch.strided or X.is_nested or X.is_quantized:
-        kind = "nested" if X.is_nested else "quantized" if X.is_quantized else str(X.layout)
-        raise TypeError(f"{name} expects a dense tensor, got a tensor that is {kind}.")
-    X = X.detach().cpu().resolve_conj().resolve_neg()
-    return (X.float() if X.is_floating_point() and X.element_size() < 4 else X).numpy()
 
 
 def _stack(rows: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
@@ -192,8 +391,13 @@ def _stack(rows: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
         ) from error
 
 
-def _validate(estimator: BaseEstimator, X: Any, reset: bool, min_samples: int) -> NDArray[Any]:
+def _validate(estimator: BaseEstimator, X: Any, reset: bool, min_samples: int) -> NDArray[Any] | LazyArray:
     """scikit-learn's own validation of flat rows, without a float64 copy."""
+    if isinstance(X, LazyArray):
+        # All but the values: an array of this shape that takes a single byte stands in.
+        stand_in = np.broadcast_to(np.uint8(0), X.shape)
+        validate_data(estimator, stand_in, dtype=np.uint8, reset=reset, ensure_min_samples=min_samples)
+        return X
     try:
         # A float64 value beyond float32 becomes infinite in the cast and is refused by the check that follows it.
         with np.errstate(over="ignore"):
@@ -260,12 +464,12 @@ def _infer_layout(
     return image_shape, candidates[image_shape]
 
 
-def channel_statistics(images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def channel_statistics(images: Images | LoadedImages) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of each channel, over all images and pixels.
 
     Parameters
     ----------
-    images : Images
+    images : Images or LoadedImages
         uint8 values are scaled by 1/255 first.
 
     Returns
@@ -279,12 +483,11 @@ def channel_statistics(images: Images) -> tuple[NDArray[np.float32], NDArray[np.
         If all channels are constant.
     """
     # float32 holds sums of a chunk of bytes; squares of floats may not fit in it.
-    dtype = torch.float32 if images.array.dtype == np.uint8 else torch.float64
+    dtype = torch.float32 if images.dtype == np.uint8 else torch.float64
     per_chunk = max(1, CHUNK_BYTES // (dtype.itemsize * prod(images.shape)))
     count, mean, variance = 0, np.zeros(images.shape[0]), np.zeros(images.shape[0])
-    for start in range(0, len(images), per_chunk):
-        chunk = images.take(slice(start, start + per_chunk)).to(dtype)
-        moments = torch.var_mean(chunk, dim=(0, 2, 3), correction=0)
+    for chunk in images.chunks(per_chunk):
+        moments = torch.var_mean(chunk.to(dtype), dim=(0, 2, 3), correction=0)
         chunk_variance, chunk_mean = (moment.double().numpy() for moment in moments)
         weight = len(chunk) / (count + len(chunk))
         delta = chunk_mean - mean
@@ -297,5 +500,5 @@ def channel_statistics(images: Images) -> tuple[NDArray[np.float32], NDArray[np.
     if constant.all():
         warnings.warn("All images are constant: there is nothing to learn from X.", UserWarning, stacklevel=6)
     std[constant] = 1.0
-    scale = 255.0 if images.array.dtype == np.uint8 else 1.0
+    scale = 255.0 if images.dtype == np.uint8 else 1.0
     return (mean / scale).astype(np.float32), np.where(constant, 1.0, std / scale).astype(np.float32)

@@ -1,16 +1,19 @@
 """Encoding all images, in batches of one size, and scoring their locations."""
 
 from math import log
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
 from skdim.devices import full_float32, is_out_of_memory
 from skdim.discriminators import Critic
 from skdim.encoders import mean_over_map, read_layers
-from skdim.images import Images
+from skdim.images import Images, LoadedImages
 from skdim.model import InfoMaxModel
+from skdim.sources import MappedPages
 
 __all__ = ["encode", "local_scores"]
 
@@ -21,44 +24,57 @@ CUDA_BATCH = 1024
 SCORED_BATCH = 32
 
 
-def encode(encoder: nn.Module, images: Images, standardize: Standardizer, layer: str, width: int) -> Tensor:
+def encode(
+    encoder: nn.Module,
+    images: Images | LoadedImages,
+    standardize: Standardizer,
+    layer: str,
+    width: int,
+    out: NDArray[Any] | None = None,
+) -> Tensor:
     """Compute one layer of an encoder for all images, in float32.
 
     Parameters
     ----------
     encoder : nn.Module
         In evaluation mode, on the device of `standardize`.
-    images : Images
-        Any number of images.
+    images : Images or LoadedImages
+        Any number of images that is known.
     standardize : Standardizer
         Applied to each batch.
     layer : str
         Which layer.
     width : int
         Its values an image.
+    out : ndarray of shape (n, width), float32, default=None
+        Where to put them.
 
     Returns
     -------
     Tensor of shape (n, width), float32
-        On the CPU.
+        On the CPU; that of `out`, if it is given.
     """
     on_cuda = standardize.device.type == "cuda"
     # Copies into pinned memory run while the next batch is computed.
-    output = torch.empty((len(images), width), pin_memory=on_cuda)
+    output = torch.empty((images.n_images or 0, width), pin_memory=on_cuda) if out is None else torch.from_numpy(out)
+    pages = None if out is None else MappedPages(out)
     batch_size = CUDA_BATCH if on_cuda else CPU_BATCH
     start = 0
     with torch.inference_mode(), full_float32:
-        while start < len(images):
-            batch = images.take(slice(start, start + batch_size))
-            try:
-                values = _encode_batch(encoder, standardize, batch, layer, batch_size)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or batch_size == 1:
-                    raise
-                batch_size //= 2
-                continue
-            output[start : start + len(batch)].copy_(values, non_blocking=True)
-            start += len(batch)
+        for rest in images.chunks(batch_size):
+            while len(rest):
+                batch = rest[:batch_size]
+                try:
+                    values = _encode_batch(encoder, standardize, batch, layer, batch_size)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error) or batch_size == 1:
+                        raise
+                    batch_size //= 2
+                    continue
+                written = output[start : start + len(batch)].copy_(values, non_blocking=True)
+                if pages is not None:
+                    pages.touch(written.numpy())
+                start, rest = start + len(batch), rest[len(batch) :]
     if on_cuda:
         torch.cuda.synchronize(standardize.device)
     return output

@@ -14,14 +14,15 @@ import torch
 from numpy.typing import NDArray
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import Callback
 from torch import nn
+from torch.utils.data import DataLoader
 
 from skdim._version import __version__
-from skdim.batches import Batches, Standardizer
+from skdim.batches import Batches, LoadedBatches, Standardizer
 from skdim.checkpoints import Checkpoints, describe, describe_images
 from skdim.devices import (
     available_device,
@@ -34,7 +35,17 @@ from skdim.devices import (
 from skdim.documentation import DocumentationLinkMixin
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.export import write_onnx
-from skdim.images import Images, ImageShape, channel_statistics, check_image_shape, check_images
+from skdim.images import (
+    CHUNK_BYTES,
+    Images,
+    ImageShape,
+    LoadedImages,
+    channel_statistics,
+    check_image_shape,
+    check_images,
+    check_loader,
+    check_order,
+)
 from skdim.inference import encode
 from skdim.model import NEGATIVES, build_model
 from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
@@ -283,6 +294,9 @@ class DIMTransformer(
     _encoder_options: dict[str, bool]
     _built_for: tuple[Any, ...]
 
+    # No metadata for routing.
+    __metadata_request__transform = {"out": metadata_routing.UNUSED}
+
     _parameter_constraints: dict[str, list[Any]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "image_shape": [tuple, list, None],
@@ -393,7 +407,10 @@ class DIMTransformer(
         X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
             At least two images: uint8, scaled by 1/255, or numbers of any scale, computed with as float32. Or a
             sequence of paths or Pillow images, see `skdim.files.read_images`. An array is not copied where that can be
-            helped, nor ever written to, and should not change while `fit` runs.
+            helped, nor ever written to, and should not change while `fit` runs. What is on disk is read a part at a
+            time: an array in a mapped file, an HDF5 dataset, a zarr or dask array, a map-style torch Dataset of images
+            or of tuples that begin with one. A torch DataLoader brings batches of its own, instead of those of
+            `batch_size`, in its own order.
         y : None
             Ignored.
 
@@ -438,7 +455,8 @@ class DIMTransformer(
         Parameters
         ----------
         X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
-            At least two images. The first call sets their shape and how they are standardised.
+            At least two images, in any form that `fit` takes. The first call sets their shape and how they are
+            standardised.
         y : None
             Ignored.
 
@@ -462,37 +480,82 @@ class DIMTransformer(
             self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
         return self
 
-    def transform(self, X: Any) -> NDArray[np.float32] | torch.Tensor:
+    def transform(self, X: Any, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32] | torch.Tensor:
         """Compute the embeddings of images.
 
         Parameters
         ----------
         X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
-            Images of the shape seen in `fit`.
+            Images of the shape seen in `fit`, in any form that `fit` takes; a DataLoader must keep their order.
+        out : ndarray of shape (n, n_features_out), float32, default=None
+            Where to write the embeddings, a memory-mapped file for one.
 
         Returns
         -------
         ndarray of shape (n, n_features_out), float32
             The embeddings, or the layer that `output_layer` names. An image has the same embedding in any batch.
-            With scikit-learn's array API dispatch on, torch tensors give a tensor on their device.
+            With scikit-learn's array API dispatch on, torch tensors give a tensor on their device. `out`, if it is
+            given; where `set_output` asks for a DataFrame, one with the values of `out`.
 
         Raises
         ------
         ValueError
-            If the images are unfit or of another shape.
+            If the images are unfit or of another shape, or `out` cannot take the embeddings. The values of images on
+            disk are checked as they are read; rows of `out` may then be written.
         NotFittedError
             If `fit` has not been called.
         """
         check_is_fitted(self)
         self._check_output_layer()
+        if isinstance(X, DataLoader):
+            check_order(X)
         images = self._check_images(X, reset=False)
+        if images.n_images is None:
+            raise ValueError(
+                "transform needs to know how many images a DataLoader brings, which it cannot without a batch_size: "
+                "give it one, or pass its dataset."
+            )
+        if out is not None:
+            self._check_out(out, images)
         self._warn_of_other_scale(images, stacklevel=4)
         standardize = Standardizer(self.mean_, self.std_, self.device_)
-        with limited_threads(images.shape, self.device_):
-            values = encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out)
+        # Every loader draws a seed from torch's global generator.
+        is_loaded = isinstance(images, LoadedImages)
+        own_rng: AbstractContextManager[Any] = private_rng(0, self.device_) if is_loaded else nullcontext()
+        with limited_threads(images.shape, self.device_), own_rng:
+            values = encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out, out)
+        if out is not None:
+            return out
         if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
             return values.to(X.device)
         return values.numpy()
+
+    def fit_transform(self, X: Any, y: None = None, **fit_params: Any) -> Any:
+        """Learn the encoder from images and compute their embeddings.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
+            At least two images, in any form that `fit` takes; a DataLoader must keep their order.
+        y : None
+            Ignored.
+        **fit_params : dict
+            Of `fit`, which has none.
+
+        Returns
+        -------
+        ndarray of shape (n, n_features_out), float32
+            What `transform` returns.
+
+        Raises
+        ------
+        ValueError
+            As `fit` and `transform` do.
+        """
+        if isinstance(X, DataLoader):
+            # Before the training, not after it.
+            check_order(X)
+        return super().fit_transform(X, y, **fit_params)
 
     def to(self, device: str) -> Self:
         """Move the fitted encoder to a device.
@@ -672,24 +735,35 @@ class DIMTransformer(
         if go_on:
             self._check_same_encoder()
         images = self._check_images(X, reset=not go_on, min_samples=2)
+        if isinstance(images, LoadedImages) and checkpoint_dir is not None:
+            raise ValueError(
+                "checkpoint_dir needs images in an order that can be taken up again, and a DataLoader draws its own: "
+                "pass its dataset."
+            )
         if go_on:
             self._warn_of_other_scale(images, stacklevel=5)
         entropy = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         encoder_seed, net_seed = _split_seed(entropy)
         with limited_threads(images.shape, device), self._advised_on_memory(device), ExitStack() as stack:
+            if isinstance(images, LoadedImages):
+                # Its sampler and transforms draw from torch's global generators, if it has no generator of its own.
+                stack.enter_context(private_rng(encoder_seed, device))
             if not go_on:
                 self._start(images, encoder_seed)
             self._check_coordinates()
             standardize = Standardizer(self.mean_, self.std_, device)
             with private_rng(net_seed, device):
-                augmentation = check_augmentation(self.augmentation, standardize(images.take(slice(2))))
+                augmentation = check_augmentation(self.augmentation, standardize(images.head(2)))
             checkpoints = stack.enter_context(self._open_checkpoints(checkpoint_dir, images, device, entropy))
             if checkpoints is not None and checkpoints.identity[_SEED] != entropy:
                 encoder_seed, net_seed = _split_seed(checkpoints.identity[_SEED])
                 self._build_encoder(images.shape, encoder_seed)
             self._make_net(weights, negatives, augmentation, device, net_seed, keep=go_on)
             self.net_.criterion_.weights = weights
-            batches = Batches(images, standardize, self.batch_size, self.net_.generator)
+            if isinstance(images, LoadedImages):
+                batches: Batches = LoadedBatches(images, standardize)
+            else:
+                batches = Batches(images, standardize, self.batch_size, self.net_.generator)
             if go_on:
                 stack.enter_context(self.net_.rolled_back_on_error())
             generators = []
@@ -707,10 +781,10 @@ class DIMTransformer(
         self.__dict__.update(training_attributes(self.history_ + records))
 
     def _open_checkpoints(
-        self, folder: str | os.PathLike[str] | None, images: Images, device: torch.device, seed: int
+        self, folder: str | os.PathLike[str] | None, images: Images | LoadedImages, device: torch.device, seed: int
     ) -> AbstractContextManager[Checkpoints | None]:
         """Open the directory of checkpoints for the training that parameters, images and seed make."""
-        if folder is None:
+        if folder is None or isinstance(images, LoadedImages):
             return nullcontext()
         params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_COMPARED}
         if self.lr_schedule == "constant":
@@ -738,9 +812,9 @@ class DIMTransformer(
                 f"{self.mi_units}). {error}"
             ) from error
 
-    def _check_finite_embeddings(self, images: Images) -> None:
+    def _check_finite_embeddings(self, images: Images | LoadedImages) -> None:
         """Catch a last step that went wrong, which no loss saw any more."""
-        few = Standardizer(self.mean_, self.std_, self.device_)(images.take(slice(8)))
+        few = Standardizer(self.mean_, self.std_, self.device_)(images.head(8))
         with torch.inference_mode():
             embedding, _ = self.encoder_(few)
         if not embedding.isfinite().all():
@@ -749,7 +823,7 @@ class DIMTransformer(
                 "use precision='float32'."
             )
 
-    def _start(self, images: Images, seed: int) -> None:
+    def _start(self, images: Images | LoadedImages, seed: int) -> None:
         """Set everything that a fit sets and going on keeps."""
         self._build_encoder(images.shape, seed)
         self._check_output_layer()
@@ -757,7 +831,7 @@ class DIMTransformer(
         self._encoder_options = self._get_encoder_options()
         self.image_shape_ = images.shape
         self.mean_, self.std_ = channel_statistics(images)
-        self._trained_on_uint8 = images.array.dtype == np.uint8
+        self._trained_on_uint8 = images.dtype == np.uint8
         self.history_ = []
 
     def _build_encoder(self, image_shape: ImageShape, seed: int) -> None:
@@ -849,13 +923,22 @@ class DIMTransformer(
         is_normal_by_noise = bool(self.prior_weight) and self.prior == "normal" and self.prior_matching == "noise"
         return {"multiple_globals": self.multiple_globals, "standardized": is_normal_by_noise}
 
-    def _check_images(self, X: Any, *, reset: bool, min_samples: int = 1) -> Images:
+    def _check_images(self, X: Any, *, reset: bool, min_samples: int = 1) -> Images | LoadedImages:
         shape = self.image_shape if reset else self.image_shape_
         if shape is not None:
             shape = check_image_shape(shape)
-        return check_images(
-            self, X, image_shape=shape, data_format=self.data_format, reset=reset, min_samples=min_samples
-        )
+        check: Callable[..., Images | LoadedImages] = check_loader if isinstance(X, DataLoader) else check_images
+        return check(self, X, image_shape=shape, data_format=self.data_format, reset=reset, min_samples=min_samples)
+
+    def _check_out(self, out: Any, images: Images | LoadedImages) -> None:
+        shape = (images.n_images, self._n_features_out)
+        if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != np.float32:
+            found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+            raise ValueError(f"out must be a float32 NumPy array of shape {shape}, got {found}.")
+        if not out.flags.writeable or min(out.strides) < 0:
+            raise ValueError("out must be an array that can be written to, with strides that are not negative.")
+        if isinstance(images, Images) and images.shares_memory(out):
+            raise ValueError("out must not overlap X in memory: X would change while it is read.")
 
     def _check_output_layer(self) -> None:
         if self.output_layer not in self._layer_shapes:
@@ -864,12 +947,14 @@ class DIMTransformer(
                 f"which has {sorted(set(self._layer_shapes) - {'local'})}."
             )
 
-    def _warn_of_other_scale(self, images: Images, stacklevel: int) -> None:
+    def _warn_of_other_scale(self, images: Images | LoadedImages, stacklevel: int) -> None:
         """Catch uint8 images that meet an encoder trained on 0 to 255 floats, and the other way round."""
-        is_uint8 = images.array.dtype == np.uint8
+        is_uint8 = images.dtype == np.uint8
         if is_uint8 == self._trained_on_uint8:
             return
-        largest = images.array.max() / (255 if is_uint8 else 1)
+        # A part of them tells the unit of all.
+        few = images.head(max(1, CHUNK_BYTES // (4 * prod(images.shape))))
+        largest = few.max().item() / (255 if is_uint8 else 1)
         reach = np.max(np.abs(self.mean_) + 20 * self.std_)
         if largest > reach or (is_uint8 and 20 * largest < reach):
             trained, now = ("float", "uint8") if is_uint8 else ("uint8", "float")

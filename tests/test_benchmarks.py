@@ -98,3 +98,18 @@ def test_throughput_compares_each_baseline_with_skdim(benchmark, capsys, letter)
     for line in capsys.readouterr().out.splitlines():
         baseline, ours, ratio = map(float, re.search(r"(\d+) +(\d+) +([\d.]+)  \(", line).groups())
         assert ratio == pytest.approx(ours / baseline, rel=0.1, abs=0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_streaming_compares_a_mapped_file_with_an_array(benchmark, monkeypatch, tmp_path, capsys):
+    streaming = benchmark("streaming")
+    monkeypatch.setattr(streaming, "in_child", lambda work, *arguments: work(*arguments))
+    streaming.main(["--gigabytes", "0.03", "--in-memory", "0.015", "--folder", str(tmp_path)])
+    output = capsys.readouterr().out
+    before, mapped, after = (
+        tuple(map(int, row)) for row in re.findall(r"^(?:in memory|memory map) +(\d+) +(\d+)", output, re.M)
+    )
+    assert mapped[0] == 2 * before[0] == 2 * after[0]
+    ratio = float(re.search(r"epoch: ([\d.]+)", output)[1])
+    assert ratio == pytest.approx((before[1] + after[1]) / 2 / mapped[1], rel=0.05, abs=0.01)
+    assert not list(tmp_path.iterdir())

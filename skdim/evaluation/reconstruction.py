@@ -175,7 +175,7 @@ def reconstruction_ms_ssim(
 def _data_range(images: Images) -> tuple[float, float]:
     if images.array.dtype == np.uint8:
         return 0.0, 255.0
-    values: NDArray[Any] = images.array
+    values: NDArray[Any] = images.array[:]
     low, high = float(values.min()), float(values.max())
     return low, high if high > low else low + 1.0
 

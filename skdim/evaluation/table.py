@@ -136,4 +136,4 @@ def _representations(
 
 def _pixels(dim: DIMTransformer, X: Any) -> NDArray[np.float32]:
     images = check_images(dim, X, image_shape=dim.image_shape_, data_format=dim.data_format, reset=False)
-    return images.array.reshape(len(images), -1).astype(np.float32)
+    return images.array[:].reshape(len(images), -1).astype(np.float32)
