@@ -6,10 +6,14 @@ import warnings
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from skdim import DIMTransformer
+from skdim.evaluation import retrieval_scorer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -37,6 +41,71 @@ def test_rows_of_a_table_train(capsys):
     }
     assert len(accuracies) == 4
     assert accuracies["Deep InfoMax, 8"] > accuracies["untrained encoder, 8"] > 62.7  # the larger class
+
+
+def test_optuna_finds_no_worse_than_the_defaults(monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(sys, "argv", ["optuna_search.py", "--n-trials", "2", "--max-epochs", "1"])
+    runpy.run_path(str(EXAMPLES / "optuna_search.py"), run_name="__main__")
+    output = capsys.readouterr().out
+    assert "2 trials, 0 of them given up: 2 epochs instead of 2." in output
+    scores = dict(re.findall(r"^(defaults|found) .* ([\d.]+) +[\d.]+%$", output, re.M))
+    assert float(scores["found"]) >= float(scores["defaults"]) > 0
+
+
+def test_a_trial_that_is_given_up_leaves_nothing_broken(digits):
+    optuna = pytest.importorskip("optuna")
+    Pruning = runpy.run_path(str(EXAMPLES / "optuna_search.py"))["Pruning"]
+    X = digits[0]
+    reader = DIMTransformer(max_epochs=0, random_state=0).fit(X)
+    params = {"max_epochs": 2, "random_state": 0}
+
+    def score(dim):
+        return retrieval_scorer(dim, X)
+
+    def train(study, dim):
+        trial = study.ask()
+        dim.set_params(callbacks=[Pruning(trial, reader, score)]).fit(X)
+        return trial
+
+    # No score is as high, so that the first one ends the trial.
+    strict = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(lower=2))
+    dim = DIMTransformer(**params)
+    with pytest.raises(optuna.TrialPruned):
+        train(strict, dim)
+    assert list(strict.trials[0].intermediate_values) == [1]
+    assert not hasattr(dim, "encoder_")
+    trial = train(optuna.create_study(pruner=optuna.pruners.NopPruner()), dim)
+    # What was reported of the last epoch is the score of what came out, and nobody has looked on.
+    assert trial.study.trials[0].intermediate_values[2] == score(dim)
+    assert np.array_equal(dim.transform(X), DIMTransformer(**params).fit(X).transform(X))
+
+    fitted = dim.transform(X)
+    with pytest.raises(optuna.TrialPruned):
+        train(strict, dim.set_params(warm_start=True))
+    assert np.array_equal(dim.transform(X), fitted)
+
+
+def test_scaling_counts_the_network_and_writes_the_tables_of_its_page(monkeypatch, capsys):
+    benchmarks = EXAMPLES / "benchmarks"
+    monkeypatch.syspath_prepend(benchmarks)
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--sizes", "32", "--n-images", "128", "--price", "3600"])
+    runpy.run_path(str(benchmarks / "scaling.py"), run_name="__main__")
+    output = capsys.readouterr().out
+    rows = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in output.splitlines())}
+    # Twice the multiply-adds of the paper's network, its convolutions 32 -> 16 -> 8 -> 4 and two linear layers.
+    encoder = 16 * (3 * 64 * 16**2 + 64 * 128 * 8**2 + 128 * 256 * 4**2) + 4096 * 1024 + 1024 * 64
+    assert rows["GFLOP an image, transform"] == [f"{2 * encoder / 1e9:.4f}"]
+    # Forward, and backward to both sides: 64 locations, 256 units.
+    assert rows["MFLOP an image, training, for each image of its batch"] == [f"{6 * 64 * 256 / 1e6:.3f}"]
+    # Half of the weights twice, four bytes each.
+    n_weights = 1e6 * float(rows["million weights in training"][0])
+    assert float(rows["gradients"][0]) == pytest.approx(4 * n_weights / 1e6, rel=0.01)
+    # What the page says is measured or computed is what the script prints.
+    page = (benchmarks / "SCALING.md").read_text().splitlines()
+    tables = [line for line in output.splitlines() if line.startswith("| ")]
+    assert len(tables) > 30
+    assert {line.split(" | ")[0] for line in tables} <= {line.split(" | ")[0] for line in page}
 
 
 @pytest.mark.filterwarnings("error::UserWarning", "error::FutureWarning")

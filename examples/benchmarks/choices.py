@@ -5,8 +5,8 @@
     python examples/benchmarks/choices.py --print
 
 Every row trains on the first 10,000 images without labels, for as many epochs as fit into the seconds, or for one epoch
-of as many images as fit. What an epoch takes is timed before, on some of the images, with nothing else on the machine
-(--time); training itself may then run beside other work. A linear probe is fitted on their labels for each layer. It is
+of as many images as fit. What an epoch takes is timed before, on some of the images and against the default in turn, with
+nothing else on the machine (--time); training itself may then run beside other work. A linear probe is fitted on their labels for each layer. It is
 measured on 10,000 other images of the training part, because defaults are chosen by this table: the held-out images,
 the last 10,000 of the file, are not touched.
 
@@ -16,6 +16,7 @@ built in pieces.
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 import torch
@@ -25,14 +26,16 @@ from results import append_result, read_results, summary
 
 from skdim import DIMTransformer
 from skdim.batches import Standardizer
-from skdim.devices import resolve_device
 from skdim.encoders import read_layers
 from skdim.evaluation import LinearProbe
 
 LAYERS = ("embedding", "hidden", "features")
+# As a row's parameters are written.
+DEFAULT = "{}"
 N_TRAIN = N_VALIDATION = 10_000
-# Images on which an epoch is timed.
-N_TIMED = 2_000
+# Images on which an epoch is timed, and how often.
+N_TIMED = 1_000
+N_PAIRS = 5
 # Wider layers are not probed: the features of "stride1" would take minutes and gigabytes.
 MAX_WIDTH = 10_000
 
@@ -78,22 +81,39 @@ def rows(groups):
                 yield group, params
 
 
-def time_epoch(params, X):
-    """Seconds an epoch of all images takes, by the second of two on some: the first pays for set-up."""
-    epoch = DIMTransformer(max_epochs=2, random_state=0, **params).fit(X[:N_TIMED]).history_[-1]
-    return epoch["seconds"] * len(X) / N_TIMED
+def time_epoch(params, default, X):
+    """Measure how many times the default's seconds an epoch takes: the median over pairs, one after the other.
+
+    A machine that others share is faster at one time and slower at another; both of a pair then are.
+    """
+    dim = DIMTransformer(max_epochs=1, random_state=0, **params).fit(X)
+    return statistics.median(_last_seconds(dim, X) / _last_seconds(default, X) for _ in range(N_PAIRS))
+
+
+def _last_seconds(dim, X):
+    return dim.partial_fit(X).history_[-1]["seconds"]
 
 
 def time_rows(arguments, X):
-    """Time what has not been timed yet; return the seconds an epoch takes for each row's parameters."""
+    """Time what has not been timed yet; return the seconds an epoch takes for each row's parameters.
+
+    They are the default's at its fastest, times a row's ratio to the default.
+    """
     times = {row["params"]: float(row["epoch_seconds"]) for row in read_results(arguments.times)}
-    for _, params in rows(arguments.groups):
+    few = X[:N_TIMED]
+    default = DIMTransformer(max_epochs=1, random_state=0).fit(few)
+    machine = describe_machine(default.device_)
+    # The default first, since the others are relative to it.
+    for params in [{}, *(params for _, params in rows(arguments.groups))]:
         text = json.dumps(params)
-        if text not in times:
-            times[text] = time_epoch(params, X)
-            machine = describe_machine(resolve_device("auto"))
-            append_result(arguments.times, {"params": text, "epoch_seconds": round(times[text], 3), "machine": machine})
-            print(f"{text}: {times[text]:.2f} s an epoch", flush=True)
+        if text in times:
+            continue
+        if params:
+            times[text] = times[DEFAULT] * time_epoch(params, default, few)
+        else:
+            times[text] = min(_last_seconds(default, few) for _ in range(5 * N_PAIRS)) * len(X) / len(few)
+        append_result(arguments.times, {"params": text, "epoch_seconds": round(times[text], 3), "machine": machine})
+        print(f"{text}: {times[text]:.2f} s an epoch", flush=True)
     return times
 
 
