@@ -71,18 +71,28 @@ def test_choices_train_for_the_seconds_that_were_timed(benchmark, monkeypatch, t
     # A row that is too slow for one epoch trains on a part of the images.
     times = choices.read_results(tmp_path / "times.csv")
     assert len(times) == 4
-    for row, seconds in zip(times, ("0.5", "1", "2", "4"), strict=True):
+    for row, seconds in zip(times, ("0.5", "1", "1.5", "4"), strict=True):
         row["epoch_seconds"] = seconds
     (tmp_path / "times.csv").unlink()
     for row in times:
         choices.append_result(tmp_path / "times.csv", row)
+    trained = []
+
+    class Recorded(choices.DIMTransformer):
+        def fit(self, X, y=None):
+            trained.append((self.max_epochs, len(X)))
+            return super().fit(X)
+
+    monkeypatch.setattr(choices, "DIMTransformer", Recorded)
     with warnings.catch_warnings():
         # Of the probe's solver, which such few images are too few for.
         warnings.simplefilter("ignore")
         choices.main([*command, "--seconds", "2", "--seeds", "0", "1"])
+        choices.main([*command, "--seconds", "2", "--seeds", "0", "1"])  # is there already
     results = choices.read_results(tmp_path / "results.csv")
-    assert [row["epochs"] for row in results] == ["4", "2", "1", "0.5"] * 2
-    assert {row["training_seconds"] for row in results} == {"2.0"}
+    assert [row["epochs"] for row in results] == ["4.0", "2.0", "1.33", "0.5"] * 2
+    # Epochs, and their images: as many as take the seconds, whatever an epoch of all 30 takes.
+    assert trained == [(4, 30), (2, 30), (1, 40), (1, 15)] * 2
     capsys.readouterr()
     choices.main(["--print", *files])
     lines = [line for line in capsys.readouterr().out.splitlines() if " ± " in line]

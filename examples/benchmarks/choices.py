@@ -4,11 +4,12 @@
     python examples/benchmarks/choices.py cifar10.npz --seconds 20 --seeds 0 1 2
     python examples/benchmarks/choices.py --print
 
-Every row trains on the first 10,000 images without labels, for as many epochs as fit into the seconds, or for one epoch
-of as many images as fit. What an epoch takes is timed before, on some of the images and against the default in turn, with
-nothing else on the machine (--time); training itself may then run beside other work. A linear probe is fitted on their labels for each layer. It is
-measured on 10,000 other images of the training part, because defaults are chosen by this table: the held-out images,
-the last 10,000 of the file, are not touched.
+Every row trains without labels on the first 10,000 images, for the epochs that come nearest to the seconds; what then
+is missing is made up by an epoch of more images, some of them twice, or of fewer. What an epoch takes is timed before,
+on some of the images and against the default in turn, with nothing else on the machine (--time); training itself may
+then run beside other work. For each layer a linear probe, of one strength of regularisation, is fitted on their labels
+and measured on 10,000 other images of the training part, because defaults are chosen by this table: the held-out
+images, the last 10,000 of the file, are not touched.
 
 Times and results are appended to CSV files. What is in them already is not measured again, so that the table can be
 built in pieces.
@@ -19,6 +20,7 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import torch
 from cifar10 import N_TEST, load_cifar10
 from machine import describe_machine
@@ -60,7 +62,7 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", nargs="?", help="file with the images, or 'openml'")
     parser.add_argument("--time", action="store_true", help="time an epoch of each row and train nothing")
-    parser.add_argument("--seconds", type=float, default=20, help="of training for each row (default 20)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of training for each row (default 20)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default 0 1 2)")
     parser.add_argument("--groups", nargs="+", choices=CHOICES, default=list(CHOICES), help="(default all)")
     parser.add_argument("--csv", type=Path, default=Path("choices.csv"), help="(default choices.csv)")
@@ -100,27 +102,33 @@ def time_rows(arguments, X):
     They are the default's at its fastest, times a row's ratio to the default.
     """
     times = {row["params"]: float(row["epoch_seconds"]) for row in read_results(arguments.times)}
+    # The default first, since the others are relative to it.
+    wanted = [{}, *(params for _, params in rows(arguments.groups) if params)]
+    missing = [params for params in wanted if json.dumps(params) not in times]
+    if not missing:
+        return times
     few = X[:N_TIMED]
     default = DIMTransformer(max_epochs=1, random_state=0).fit(few)
     machine = describe_machine(default.device_)
-    # The default first, since the others are relative to it.
-    for params in [{}, *(params for _, params in rows(arguments.groups))]:
-        text = json.dumps(params)
-        if text in times:
-            continue
+    for params in missing:
         if params:
-            times[text] = times[DEFAULT] * time_epoch(params, default, few)
+            seconds = times[DEFAULT] * time_epoch(params, default, few)
         else:
-            times[text] = min(_last_seconds(default, few) for _ in range(5 * N_PAIRS)) * len(X) / len(few)
-        append_result(arguments.times, {"params": text, "epoch_seconds": round(times[text], 3), "machine": machine})
-        print(f"{text}: {times[text]:.2f} s an epoch", flush=True)
+            seconds = min(_last_seconds(default, few) for _ in range(5 * N_PAIRS)) * len(X) / len(few)
+        times[json.dumps(params)] = seconds
+        result = {"params": json.dumps(params), "epoch_seconds": round(seconds, 3), "machine": machine}
+        append_result(arguments.times, result)
+        print(f"{json.dumps(params)}: {seconds:.2f} s an epoch", flush=True)
     return times
 
 
-def measure(params, epochs, share, seed, X_train, y_train, X_test, y_test):
+def measure(params, passes, seed, X_train, y_train, X_test, y_test):
+    """Train for that many passes over the images, and probe."""
+    epochs = max(1, round(passes))
+    n_images = round(passes * len(X_train) / epochs)
     dim = DIMTransformer(max_epochs=epochs, random_state=seed, **params)
     try:
-        dim.fit(X_train[: round(share * len(X_train))])
+        dim.fit(X_train[np.arange(n_images) % len(X_train)])
     except FloatingPointError as error:
         # An objective that diverges is a result: it has no accuracy.
         return {"note": str(error)}
@@ -152,17 +160,15 @@ def build_table(arguments):
     times = time_rows(arguments, parts[0])
     if arguments.time:
         return
-    done = {(r["params"], r["seconds"], r["seed"]) for r in read_results(arguments.csv)}
+    done = {(r["params"], r["seconds"], r["data"], r["seed"]) for r in read_results(arguments.csv)}
     for seed in arguments.seeds:
         for group, params in rows(arguments.groups):
             text = json.dumps(params)
-            if (text, str(arguments.seconds), str(seed)) in done:
+            if (text, str(arguments.seconds), data, str(seed)) in done:
                 continue
             passes = arguments.seconds / times[text]
-            epochs, share = max(1, round(passes)), min(1, passes)
             result = {"group": group, "params": text, "seconds": arguments.seconds, "seed": seed, "data": data}
-            result |= {"epochs": round(epochs * share, 2), "training_seconds": round(epochs * share * times[text], 1)}
-            result |= dict.fromkeys(LAYERS, "") | measure(params, epochs, share, seed, *parts)
+            result |= {"epochs": round(passes, 2)} | dict.fromkeys(LAYERS, "") | measure(params, passes, seed, *parts)
             append_result(arguments.csv, result)
             print(f"{text}, seed {seed}: {result}", flush=True)
 
@@ -171,17 +177,21 @@ def print_table(arguments):
     results = read_results(arguments.csv)
     if not results:
         raise SystemExit("there is nothing to print yet")
-    first = results[0]
-    print(f"{first['data']}: {N_TRAIN} training images, linear probe on {N_VALIDATION} validation images, in percent")
-    print(f"{first['seconds']} s of training a row on {read_results(arguments.times)[0]['machine']}\n")
-    print(f"{'':14}{'parameters':58}{'epochs':>7}{'seconds':>9}" + "".join(f"{layer:>15}" for layer in LAYERS))
-    groups = {}
-    for result in results:
-        groups.setdefault((result["group"], result["params"]), []).append(result)
-    for (group, params), seeds in groups.items():
-        named = ", ".join(f"{name}={value!r}" for name, value in json.loads(params).items())
-        print(f"{group:14}{named:58}{seeds[0]['epochs']:>7}{seeds[0]['training_seconds']:>9}", end="")
-        print("".join(f"{summary([result[layer] for result in seeds], 100, 1):>15}" for layer in LAYERS))
+    machine = read_results(arguments.times)[0]["machine"]
+    for data, seconds in dict.fromkeys((result["data"], result["seconds"]) for result in results):
+        print(f"{data}: {N_TRAIN} training images, linear probe on {N_VALIDATION} validation images, in percent")
+        print(f"{seconds} s of training a row on {machine}\n")
+        print(f"{'':14}{'parameters':58}{'epochs':>7}{'seeds':>7}" + "".join(f"{layer:>15}" for layer in LAYERS))
+        groups = {}
+        for result in results:
+            if (result["data"], result["seconds"]) == (data, seconds):
+                groups.setdefault((result["group"], result["params"]), []).append(result)
+        for (group, params), seeds in groups.items():
+            named = ", ".join(f"{name}={value!r}" for name, value in json.loads(params).items())
+            n_diverged = sum(bool(result["note"]) for result in seeds)
+            print(f"{group:14}{named:58}{seeds[0]['epochs']:>7}{len(seeds):>7}", end="")
+            print("".join(f"{summary([result[layer] for result in seeds], 100, 1):>15}" for layer in LAYERS), end="")
+            print(f"  {n_diverged} diverged" if n_diverged else "")
 
 
 def main(argv=None):
