@@ -1,6 +1,9 @@
 import copy
+import os
 import pickle
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -638,6 +641,19 @@ def test_scores_and_training_go_on_after_a_move(digits):
     assert dim.net_ is not before
     assert dim.device_.type == "cpu"
     assert np.isfinite(ScoreMapDisplay.from_estimator(dim, X[:20]).scores).all()
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("", "cpu 0"), pytest.param("0", "cuda:0 1", marks=pytest.mark.gpu)])
+def test_auto_is_of_the_devices_that_the_environment_shows(visible, expected):
+    # torch reads the variable once, so each value needs a process of its own.
+    code = (
+        "import numpy, torch, skdim\n"
+        "dim = skdim.DIMTransformer(n_components=2, max_epochs=0).fit(numpy.eye(16))\n"
+        "print(dim.device_, torch.cuda.device_count())"
+    )
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": visible}
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == expected
 
 
 @pytest.mark.gpu
