@@ -40,10 +40,10 @@ def make_stripes(n_images, random_state):
 
 
 if len(sys.argv) > 1:
-    from benchmarks.cifar10 import load_cifar10
+    from benchmarks.cifar10 import N_TEST, load_cifar10
 
     images, labels, name = load_cifar10(sys.argv[1])
-    n_train, max_epochs = 40_000, 20
+    n_train, max_epochs = len(images) - N_TEST, 20
 else:
     images, labels = make_stripes(2_000, random_state=0)
     name, n_train, max_epochs = "generated stripes", 1_500, 5

@@ -1,5 +1,6 @@
 """From any accepted array to checked images: all errors about the input are raised here, before any work."""
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -364,7 +365,12 @@ def _as_array(X: Any, name: str) -> Any:
         X = [_as_array(image, name) if isinstance(image, special) else image for image in X]
     if isinstance(X, torch.Tensor):
         return tensor_as_array(X, name)
-    if isinstance(X, str | bytes | dict | set | frozenset) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):
+    if isinstance(X, str | os.PathLike):
+        raise TypeError(
+            f"{name} expects an array of images, got {type(X).__name__}: skdim.files.read_images makes one of a "
+            "folder of image files."
+        )
+    if isinstance(X, bytes | dict | set | frozenset) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):
         raise TypeError(f"{name} expects an array of images, got {type(X).__name__}.")
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError(f"{name} does not support masked arrays; fill the masked values first, with X.filled().")

@@ -81,6 +81,7 @@ def encode(
 
 
 def _encode_batch(encoder: nn.Module, standardize: Standardizer, batch: Tensor, layer: str, batch_size: int) -> Tensor:
+    # Batch norms folded into convolutions would bring 5 to 7 %, but other bits than `encoder_` and a second network.
     n_rows = len(batch)
     # Kernels are chosen by batch size and differ in the last bit: every batch gets the same size.
     if n_rows < batch_size:

@@ -558,9 +558,9 @@ class DIMTransformer(
         return super().fit_transform(X, y, **fit_params)
 
     def to(self, device: str) -> Self:
-        """Move the fitted encoder to a device.
+        """Move the fitted encoder to a device, and the discriminators if there are any.
 
-        Training that goes on afterwards starts with new discriminators.
+        Training that goes on afterwards, on another device than before, starts with new discriminators.
 
         Parameters
         ----------
@@ -574,7 +574,9 @@ class DIMTransformer(
         """
         check_is_fitted(self)
         resolved = resolve_device(device)
-        self.encoder_.to(resolved)
+        # The net's module is the encoder with its discriminators, so that displays find both on one device.
+        module = self.net_.module_ if hasattr(self, "net_") else self.encoder_
+        module.to(resolved)
         self.device_ = resolved
         return self
 

@@ -1,5 +1,6 @@
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,7 +69,8 @@ BAD_INPUTS = {
     "dict": ({"a": 1}, TypeError, "expects an array of images, got dict"),
     "set": ({1, 2}, TypeError, "expects an array of images, got set"),
     "generator": ((row for row in ROWS), TypeError, "expects an array of images, got generator"),
-    "string": ("images", TypeError, "expects an array of images, got str"),
+    "string": ("images", TypeError, "expects an array of images, got str: skdim.files.read_images makes"),
+    "path": (Path("images"), TypeError, "Path: skdim.files.read_images makes one of a folder of image files."),
     "meta tensor": (torch.zeros(10, 16, device="meta"), TypeError, "a tensor on the meta device"),
     "list of meta tensors": ([torch.zeros(16, device="meta")] * 3, TypeError, "a tensor on the meta device"),
     "sparse tensor": (

@@ -52,6 +52,19 @@ def test_the_guide_explains_every_parameter():
     assert set(inspect.signature(DIMTransformer).parameters) <= explained
 
 
+def test_the_map_of_the_code_shows_which_module_imports_which():
+    (text,) = re.findall(r"^```text\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
+    line_of = {name: n for n, line in enumerate(text.splitlines()) for name in re.findall(r"(\w+)(?:\.py|/)", line)}
+    imports = {}
+    for source in SOURCES:
+        module = source.relative_to(ROOT / "skdim").parts[0].removesuffix(".py")
+        found = re.findall(r"^ *(?:from|import) skdim\.(\w+)", source.read_text(), re.MULTILINE)
+        imports.setdefault(module, set()).update(set(found) - {module, "_version"})
+    assert line_of.keys() == imports.keys() - {"__init__", "_version"}
+    upwards = [(module, name) for module, n in line_of.items() for name in imports[module] if line_of[name] <= n]
+    assert not upwards
+
+
 def test_public_docstrings_are_numpydoc():
     validate = pytest.importorskip("numpydoc.validate").validate
     faults = [

@@ -1,3 +1,4 @@
+import importlib
 import re
 import runpy
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from sklearn import datasets, feature_extraction
 
 from skdim import DIMTransformer
 from skdim.evaluation import retrieval_scorer
@@ -86,7 +88,39 @@ def test_a_trial_that_is_given_up_leaves_nothing_broken(digits):
     assert np.array_equal(dim.transform(X), fitted)
 
 
-def test_scaling_counts_the_network_and_writes_the_tables_of_its_page(monkeypatch, capsys):
+def test_the_readmes_picture_is_drawn(digits, monkeypatch, tmp_path):
+    patches = feature_extraction.image.extract_patches_2d
+
+    def few_patches(*args, max_patches, **kwargs):
+        return patches(*args, max_patches=min(max_patches, 60), **kwargs)
+
+    monkeypatch.setattr(datasets, "load_digits", lambda return_X_y: digits)
+    monkeypatch.setattr(feature_extraction.image, "extract_patches_2d", few_patches)
+    monkeypatch.setattr(sys, "argv", ["readme_picture.py", str(tmp_path / "learned.png")])
+    runpy.run_path(str(EXAMPLES / "readme_picture.py"), run_name="__main__")
+    plt.close("all")
+    height, width, _ = plt.imread(tmp_path / "learned.png").shape
+    assert (height, width) == (350, 840)
+
+
+def test_the_page_on_probes_takes_cifar10(monkeypatch):
+    shown = []
+    monkeypatch.syspath_prepend(EXAMPLES)
+    cifar10 = importlib.import_module("benchmarks.cifar10")
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (120, 32, 32, 3), dtype=np.uint8), np.arange(120) % 10
+    monkeypatch.setattr(cifar10, "load_cifar10", lambda path: (images, labels, f"images of {path}"))
+    monkeypatch.setattr(cifar10, "N_TEST", 40)
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gca().get_title()))
+    monkeypatch.setattr(sys, "argv", ["plot_cifar10.py", "cifar10.npz"])
+    names = runpy.run_path(str(EXAMPLES / "plot_cifar10.py"), run_name="__main__")
+    plt.close("all")
+    assert shown == ["Linear probe on 40 held-out images, images of cifar10.npz"]
+    assert names["dim"].n_iter_ == 20
+    assert len(names["X_train"]) == 80
+
+
+def test_scaling_counts_the_network_and_prints_the_rows_of_its_page(monkeypatch, capsys):
     benchmarks = EXAMPLES / "benchmarks"
     monkeypatch.syspath_prepend(benchmarks)
     monkeypatch.setattr(sys, "argv", ["scaling.py", "--sizes", "32", "--n-images", "128", "--price", "3600"])
@@ -101,11 +135,16 @@ def test_scaling_counts_the_network_and_writes_the_tables_of_its_page(monkeypatc
     # Half of the weights twice, four bytes each.
     n_weights = 1e6 * float(rows["million weights in training"][0])
     assert float(rows["gradients"][0]) == pytest.approx(4 * n_weights / 1e6, rel=0.01)
-    # What the page says is measured or computed is what the script prints.
+    # The page has the rows that the script prints. Their figures depend on the machine, but for those of the bytes.
     page = (benchmarks / "SCALING.md").read_text().splitlines()
     tables = [line for line in output.splitlines() if line.startswith("| ")]
     assert len(tables) > 30
     assert {line.split(" | ")[0] for line in tables} <= {line.split(" | ")[0] for line in page}
+    sent = [
+        line for line in tables if line.split(" | ")[0][2:] in {"gradients", "embeddings", "reductions", "statistics"}
+    ]
+    assert len(sent) == 4
+    assert set(sent) <= set(page)
 
 
 @pytest.mark.filterwarnings("error::UserWarning", "error::FutureWarning")

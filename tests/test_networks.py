@@ -15,6 +15,7 @@ from skdim.discriminators import (
     LocalDotCritic,
     PriorDiscriminator,
 )
+from skdim.encoders import ENCODERS as BUILT_IN
 from skdim.encoders import DCGANEncoder, FlattenMap, Stride1Encoder
 
 ENCODERS = [DCGANEncoder, Stride1Encoder]
@@ -160,6 +161,25 @@ def test_dcgan_layers(image_shape, kernel, padding, stages, local):
 def test_dcgan_multiply_adds():
     image_shape = (3, 32, 32)
     assert multiply_adds(DCGANEncoder(image_shape, 64), image_shape) / 1e6 == pytest.approx(21.82, abs=0.005)
+
+
+LARGE_MAPS = {
+    "dcgan": ((512, 7, 7), (512, 7, 7)),
+    "stride1": ((128, 54, 54), (512, 48, 48)),
+    "alexnet": ((384, 13, 13), (192, 6, 6)),
+    "resnet": ((512, 7, 7), (1024, 4, 4)),
+    "resnet_folded": ((512, 7, 7), (1024, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_maps_of_224_pixels_are_of_moderate_size(name):
+    with torch.device("meta"):
+        layers = BUILT_IN[name]((3, 224, 224), 64).eval().layers(torch.zeros(2, 3, 224, 224))
+    local, last = LARGE_MAPS[name]
+    assert layers["embedding"].shape == (2, 64)
+    assert layers["local"].shape == (2, *local)
+    assert layers["features"].shape == (2, *last)
 
 
 def failures(encoder_class, image_shapes):

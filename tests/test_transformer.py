@@ -1,6 +1,9 @@
 import copy
+import os
 import pickle
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -607,6 +610,50 @@ def test_to_moves_the_encoder(digits):
     assert np.array_equal(dim.transform(digits[0]), expected)
     with pytest.raises(ValueError, match="device must be"):
         dim.to("nowhere")
+
+
+def test_to_moves_the_discriminators_too(digits, monkeypatch):
+    dim = small(global_weight=0.5, coordinate_weight=0.1).fit(digits[0])
+    # A device that every machine has, in place of CUDA.
+    monkeypatch.setattr("skdim.transformer.resolve_device", torch.device)
+    dim.to("meta")
+    assert dim.discriminators_.keys() == {"local", "global", "prior", "coordinate"}
+    for module in (dim.encoder_, *dim.discriminators_.values()):
+        assert {tensor.device.type for tensor in module.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Training goes on from the encoder's weights:UserWarning")
+def test_scores_and_training_go_on_after_a_move(digits):
+    X, _ = digits
+    pytest.importorskip("matplotlib").use("Agg")
+    from skdim.displays import ScoreMapDisplay
+
+    dim = small(device="cuda", precision="float32").fit(X)
+    expected = ScoreMapDisplay.from_estimator(dim, X[:20]).scores
+    moved = ScoreMapDisplay.from_estimator(dim.to("cpu"), X[:20]).scores
+    np.testing.assert_allclose(moved, expected, rtol=1e-2, atol=1e-2)
+    # There and back again nothing has changed, so the same discriminators go on.
+    before = dim.net_
+    dim.to("cuda").partial_fit(X)
+    assert dim.net_ is before
+    dim.to("cpu").set_params(device="cpu").partial_fit(X)
+    assert dim.net_ is not before
+    assert dim.device_.type == "cpu"
+    assert np.isfinite(ScoreMapDisplay.from_estimator(dim, X[:20]).scores).all()
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("", "cpu 0"), pytest.param("0", "cuda:0 1", marks=pytest.mark.gpu)])
+def test_auto_is_of_the_devices_that_the_environment_shows(visible, expected):
+    # torch reads the variable once, so each value needs a process of its own.
+    code = (
+        "import numpy, torch, skdim\n"
+        "dim = skdim.DIMTransformer(n_components=2, max_epochs=0).fit(numpy.eye(16))\n"
+        "print(dim.device_, torch.cuda.device_count())"
+    )
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": visible}
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == expected
 
 
 @pytest.mark.gpu
