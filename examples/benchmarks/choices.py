@@ -11,8 +11,9 @@ then run beside other work. For each layer a linear probe, of one strength of re
 and measured on 10,000 other images of the training part, because defaults are chosen by this table: the held-out
 images, the last 10,000 of the file, are not touched.
 
-Times and results are appended to CSV files. What is in them already is not measured again, so that the table can be
-built in pieces.
+Times and results are appended to CSV files, by default those with our own results in the folder beside this file. What
+is in them already is not measured again, so that the table can be built in pieces; for another machine give other
+files.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from cifar10 import N_TEST, load_cifar10
 from machine import describe_machine
-from results import append_result, read_results, summary
+from results import RESULTS, append_result, read_results, summary
 
 from skdim import DIMTransformer
 from skdim.batches import Standardizer
@@ -65,8 +66,10 @@ def parse_arguments(argv):
     parser.add_argument("--seconds", type=float, default=20.0, help="of training for each row (default 20)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default 0 1 2)")
     parser.add_argument("--groups", nargs="+", choices=CHOICES, default=list(CHOICES), help="(default all)")
-    parser.add_argument("--csv", type=Path, default=Path("choices.csv"), help="(default choices.csv)")
-    parser.add_argument("--times", type=Path, default=Path("choices_times.csv"), help="(default choices_times.csv)")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "choices.csv", help="(default results/choices.csv)")
+    parser.add_argument(
+        "--times", type=Path, default=RESULTS / "choices_times.csv", help="(default results/choices_times.csv)"
+    )
     parser.add_argument("--print", action="store_true", help="print the table and measure nothing")
     arguments = parser.parse_args(argv)
     if not arguments.print and arguments.path is None:

@@ -12,9 +12,9 @@ paper's 1000 epochs. --set changes any of them, so the paper's own training is
 
     --budget 1000ep --set mi_units=2048 batch_size=64 lr=1e-4 lr_schedule=constant
 
-Results are appended to a CSV file. What is in it already, with the same settings, seed and data, is not measured again:
-a long table is built in pieces, and goes on after an interruption. --print shows all of it, as means over the seeds and
-their standard deviation.
+Results are appended to a CSV file, by default ours in the folder beside this one. What is in it already, with the same
+settings, seed and data, is not measured again: a long table is built in pieces, and goes on after an interruption.
+--print shows all of it, as means over the seeds and their standard deviation.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import skorch
 import torch
 from cifar10 import N_TEST, load_cifar10
 from machine import describe_machine
-from results import append_result, read_results, summary
+from results import RESULTS, append_result, read_results, summary
 
 import skdim
 from skdim import DIMTransformer
@@ -114,7 +114,9 @@ def parse_arguments(argv):
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="values of random_state (default 0)")
     parser.add_argument("--information", action="store_true", help="also MS-SSIM, MINE and NDM")
     parser.add_argument("--set", nargs="+", type=assignment, default=[], metavar="NAME=VALUE", help="parameters")
-    parser.add_argument("--csv", type=Path, default=Path("paper_tables.csv"), help="(default paper_tables.csv)")
+    parser.add_argument(
+        "--csv", type=Path, default=RESULTS / "paper_tables.csv", help="(default results/paper_tables.csv)"
+    )
     parser.add_argument("--print", action="store_true", help="print the table and measure nothing")
     arguments = parser.parse_args(argv)
     if not arguments.print and arguments.path is None:

@@ -2,6 +2,10 @@
 
 import csv
 import statistics
+from pathlib import Path
+
+# Ours, which are in the repository.
+RESULTS = Path(__file__).with_name("results")
 
 
 def read_results(path):
