@@ -154,8 +154,7 @@ class InfoMaxModel(nn.Module):
             if name == "local":
                 locations = self._draw_locations(features, generator)
             others[name] = [
-                [draw_others(scheme, n_images, generator) for scheme in self.negatives[name]]
-                for _ in range(n_views)
+                [draw_others(scheme, n_images, generator) for scheme in self.negatives[name]] for _ in range(n_views)
             ]
         if self.coordinates is not None:
             n_locations = features.shape[2] * features.shape[3]

@@ -69,7 +69,12 @@ class Progress(Callback):
 
     def __enter__(self) -> Self:
         # A notebook's stderr is no terminal; there tqdm draws a widget or, without ipywidgets, text.
-        if self.verbose and not self.is_silent and self.n_epochs and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        if (
+            self.verbose
+            and not self.is_silent
+            and self.n_epochs
+            and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        ):
             # Not at the top: tqdm warns on import in a notebook without ipywidgets.
             from tqdm.auto import tqdm
 

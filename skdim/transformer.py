@@ -447,6 +447,8 @@ class DIMTransformer(
             If training diverges. The estimator is then as it was.
         torch.OutOfMemoryError
             If memory is short. The estimator is then as it was.
+        RuntimeError
+            If another process of a `distributed` training is lost or fails. The estimator is then as it was.
         """
         if self.warm_start and self.checkpoint_dir is not None:
             raise ValueError(
@@ -490,6 +492,8 @@ class DIMTransformer(
             If training diverges. The estimator is then as it was.
         torch.OutOfMemoryError
             If memory is short. The estimator is then as it was.
+        RuntimeError
+            If another process of a `distributed` training is lost or fails. The estimator is then as it was.
         """
         # scikit-learn's context checks them before the first call only.
         self._validate_params()
@@ -934,7 +938,17 @@ class DIMTransformer(
         critics = (self.discriminator, self.mi_units, self.mi_estimator, negatives, self.local_samples)
         prior = (self.prior, self.prior_matching, self.prior_weight if self.prior_matching == "noise" else None)
         terms = [name for name, weight in weights.items() if weight]
-        built_for = (terms, critics, prior, augmentation, self.occlusion, self.precision, self.compile, device, group.size)
+        built_for = (
+            terms,
+            critics,
+            prior,
+            augmentation,
+            self.occlusion,
+            self.precision,
+            self.compile,
+            device,
+            group.size,
+        )
         if keep and hasattr(self, "net_") and built_for == self._built_for and device == self.device_:
             return
         if keep:

@@ -90,7 +90,7 @@ GRID = {
     "coordinates": {"coordinate_weight": 1.0, "local_samples": 5},
     "views": {"augmentation": mirrored, "global_weight": 0.5, "negatives": ("batch", "shuffle")},
     "many maps": {"encoder": "dcgan", "multiple_globals": True, "max_epochs": 1},
-    "occlusion": {"encoder": "stride1", "occlusion": True, "max_epochs": 1},
+    "occlusion": {"occlusion": True},
     "chunks": {"chunks": 200, "global_weight": 0.5},
     "chunks concat": {"chunks": 3000, "discriminator": "concat"},
     "odd number of images": {"n_images": 50, "batch_size": 24},

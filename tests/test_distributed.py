@@ -27,7 +27,18 @@ if sys.platform == "win32":
     pytest.skip("needs fork", allow_module_level=True)
 
 SCENARIOS = [
-    *("grid:1", "grid:2", "grid:4", "rows:2", "rows:4", "estimators:2", "going_on:1", "going_on:2", "apart:1", "apart:2"),
+    *(
+        "grid:1",
+        "grid:2",
+        "grid:4",
+        "rows:2",
+        "rows:4",
+        "estimators:2",
+        "going_on:1",
+        "going_on:2",
+        "apart:1",
+        "apart:2",
+    ),
     *("resumed:2", "failures:2", "stops:2", "whole:2", "whole:4", "killed:2", "killed:4", "taken_up:2", "taken_up:4"),
     *("killed_first:2", "stalled:2", "stalled:4"),
 ]
@@ -143,10 +154,18 @@ def test_a_resumed_training_ends_with_equal_bits(trained):
         ("parameters", ["ValueError"] * 2, [r"lr: 0.001 in process 0, 0.002 in 1\."] * 2),
         ("images", ["ValueError"] * 2, [r"images: '64 of shape .*' in process 0, '63 of shape .*' in 1\."] * 2),
         ("callbacks", ["ValueError"] * 2, [r"callbacks: \[\] in process 0, \['AtBatch'\] in 1\."] * 2),
-        ("validation", ["RuntimeError", "ValueError"], ["process 1 has failed with ValueError: .*NaN", "^Input X .*NaN"]),
+        (
+            "validation",
+            ["RuntimeError", "ValueError"],
+            ["process 1 has failed with ValueError: .*NaN", "^Input X .*NaN"],
+        ),
         ("callback", ["RuntimeError", "Boom"], ["Process 0 of 2 .* process 1 has failed with Boom: mine", "^mine$"]),
         ("step", ["RuntimeError", "Boom"], ["Process 0 of 2 .* process 1 has failed with Boom: mine", "^mine$"]),
-        ("directory", ["FileExistsError", "RuntimeError"], ["checkpoint_dir=", "process 0 has failed .*checkpoint_dir="]),
+        (
+            "directory",
+            ["FileExistsError", "RuntimeError"],
+            ["checkpoint_dir=", "process 0 has failed .*checkpoint_dir="],
+        ),
         ("loader", ["ValueError"] * 2, ["pass its dataset"] * 2),
         ("compile", ["ValueError"] * 2, ["needs compile=False"] * 2),
         ("batch_size", ["ValueError"] * 2, ["2 processes needs 4 images .* got batch_size=3 and 64 images"] * 2),
@@ -167,7 +186,13 @@ def test_a_stop_in_one_process_is_one_in_all(trained):
 
 @pytest.mark.parametrize(
     ("name", "size", "rank", "limit"),
-    [("killed", 2, 1, 10), ("killed", 4, 1, 10), ("killed_first", 2, 0, 15), ("stalled", 2, 1, 12), ("stalled", 4, 3, 12)],
+    [
+        ("killed", 2, 1, 10),
+        ("killed", 4, 1, 10),
+        ("killed_first", 2, 0, 15),
+        ("stalled", 2, 1, 12),
+        ("stalled", 4, 3, 12),
+    ],
 )
 def test_a_process_that_is_lost_ends_the_others(trained, name, size, rank, limit):
     outcomes = trained(name, size)
