@@ -304,7 +304,7 @@ class _Normalize(torch.autograd.Function):
         of_values, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             gradient, values, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
-        # ... less what reaches the values through them: the parts of the gradient along a constant and along the values.
+        # ... less what reaches values through them: the parts of the gradient along a constant and along the values.
         n_values = values.numel() // values.shape[1]
         along_ones, along_values = ctx.group.mean(torch.stack([of_bias, of_weight]).float() / n_values)
         precision = (var + ctx.eps).rsqrt()
@@ -374,7 +374,7 @@ class _Session:
             what = f"process {' and '.join(missing)} was killed, has stalled or cannot be reached"
         else:
             what = "the processes have lost each other"
-        return RuntimeError(f"{group} cannot train on: {what}. ({error})")
+        return RuntimeError(f"{group} cannot train on: {what}.")
 
     def _ask(self, work: Callable[[], Any]) -> bool:
         """Use the store, which may be out of reach; return whether it was not."""
@@ -478,7 +478,7 @@ def _translated(size: int) -> Iterator[None]:
     except RuntimeError as error:
         raise RuntimeError(
             f"distributed=True waits for {size} processes, and not all of them have come to train within "
-            f"{TIME_LIMIT.total_seconds():.0f} seconds. ({error})"
+            f"{TIME_LIMIT.total_seconds():.0f} seconds."
         ) from error
 
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 import torch
@@ -326,7 +327,7 @@ class DIMNet(NeuralNet):
             "optimizers": [getattr(self, name + "_").state_dict() for name in self._optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self._schedulers],
             # Of all processes, one after another.
-            "generators": sum(self.group.share([generator.get_state() for generator in generators]), []),
+            "generators": [*chain(*self.group.share([generator.get_state() for generator in generators]))],
             "callbacks": {name: _callback_state(callback) for name, callback in self.callbacks_},
             "history": self._storable_history(),
         }

@@ -180,8 +180,9 @@ class DIMTransformer(
         Passes over the images. 0 gives the untrained encoder, the control for what training brings.
 
     batch_size : int, default=128
-        Most images in a batch, of all processes together where several train. All batches have one size; where the images do not divide into such batches, a few
-        random ones are seen twice in an epoch. It also sets how many negatives there are with ``negatives="batch"``.
+        Most images in a batch, of all processes together where several train. All batches have one size; where the
+        images do not divide into such batches, a few random ones are seen twice in an epoch. It also sets how many
+        negatives there are with ``negatives="batch"``.
 
     lr : float, default=2e-3
         Learning rate of Adam; the highest one of the "one_cycle" schedule.

@@ -5,6 +5,7 @@ and safe. Each scenario is run by SIZE forked processes, with the environment th
 in each of them is pickled to FOLDER. Prints a JSON object with the exit statuses.
 """
 
+import itertools
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import socket
 import sys
 import time
 import traceback
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -89,11 +91,11 @@ GRID = {
     "normal noise": {"prior_matching": "noise", "prior": "normal"},
     "coordinates": {"coordinate_weight": 1.0, "local_samples": 5},
     "views": {"augmentation": mirrored, "global_weight": 0.5, "negatives": ("batch", "shuffle")},
-    "many maps": {"encoder": "dcgan", "multiple_globals": True, "max_epochs": 1},
+    "many maps": {"encoder": "dcgan", "multiple_globals": True},
     "occlusion": {"occlusion": True},
     "chunks": {"chunks": 200, "global_weight": 0.5},
     "chunks concat": {"chunks": 3000, "discriminator": "concat"},
-    "odd number of images": {"n_images": 50, "batch_size": 24},
+    "odd number of images": {"n_images": 59, "batch_size": 24, "max_epochs": 2},
     "constant rate": {"lr_schedule": "constant", "lr": 1e-4, "local_weight": 0.3},
 }
 
@@ -144,16 +146,39 @@ def result(dim):
     return {"history": without_times(dim.history_), "state": state, "mean": dim.mean_, "std": dim.std_}
 
 
+# Of the many, what four processes may do that two do not.
+OF_FOUR = ("infonce dot", "dv concat", "shuffle", "mixed", "views", "chunks", "coordinates", "odd number of images")
+
+
+def trained(size, n_images=64, chunks=1 << 24, **params):
+    """Train on some images, with so many pairs at once."""
+    skdim.model.MAX_PAIR_ELEMENTS = chunks
+    gradients = FirstGradients()
+    dim = new(size, callbacks=[gradients], **{"max_epochs": 1, **params}).fit(X[:n_images])
+    return result(dim) | {"gradients": gradients.gradients}
+
+
 def grid(rank, size):
-    results = {}
-    for name, params in GRID.items():
-        gradients = FirstGradients()
-        own = {"n_images": len(X), "chunks": 1 << 24}
-        n_images, skdim.model.MAX_PAIR_ELEMENTS = (params.get(name, default) for name, default in own.items())
-        params = {name: value for name, value in params.items() if name not in own}
-        dim = new(size, callbacks=[gradients], **params).fit(X[:n_images])
-        results[name] = result(dim) | {"gradients": gradients.gradients}
-    return results
+    return {name: trained(size, **GRID[name]) for name in (OF_FOUR if size == 4 else GRID)}
+
+
+def product(rank, size):
+    """All objectives, critics, negatives and priors with each other."""
+    priors = (
+        {"prior_weight": 0},
+        *(
+            {"prior": prior, "prior_matching": how}
+            for prior in ("uniform", "normal")
+            for how in ("adversarial", "noise")
+        ),
+    )
+    choices = itertools.product(OBJECTIVES, ("dot", "concat"), ("batch", "roll", "shuffle"), priors)
+    return {
+        f"{objective} {critic} {negatives} {prior}": trained(
+            size, mi_estimator=objective, discriminator=critic, negatives=negatives, global_weight=0.5, **prior
+        )
+        for objective, critic, negatives, prior in choices
+    }
 
 
 class Recorded(Dataset):
@@ -239,10 +264,8 @@ def resumed(rank, size):
         raise Boom
 
     folder = FOLDER / f"resumed-{size}"
-    try:
+    with suppress(Boom):
         new(size, checkpoint_dir=folder, callbacks=[AtEpoch(2, boom)], **params).fit(COLOURS)
-    except Boom:
-        pass
     saved = sorted(path.name for path in folder.iterdir())
     again = new(size, checkpoint_dir=folder, **params).fit(COLOURS)
     over = new(size, checkpoint_dir=folder, **params).fit(COLOURS)
@@ -297,13 +320,13 @@ def failures(rank, size):
 
 
 def stops(rank, size):
-    """One process stops training, which is all that a callback of it can do alone."""
+    """A callback that stops training in one process only."""
 
     def stop():
         if rank == 1:
             raise skdim.monitoring.StopTraining
 
-    return [new(size, max_epochs=4, callbacks=[at]).fit(X).n_iter_ for at in (AtEpoch(2, stop), AtBatch(stop))]
+    return new(size, max_epochs=4, callbacks=[AtEpoch(2, stop)]).fit(X).n_iter_
 
 
 KILLED = {"encoder": Dropping, "max_epochs": 4}
@@ -326,22 +349,22 @@ def whole(rank, size):
     return result(new(size, **KILLED).fit(X))
 
 
-def killed(rank, size, which=1):
+def killed(rank, size, victim=1):
     def die():
-        if rank == which:
+        if rank == victim:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return broken_off(rank, size, die, checkpoint_dir=FOLDER / f"killed-{size}")
+    return broken_off(rank, size, die, checkpoint_dir=FOLDER / f"killed-{size}-{victim}")
 
 
 def killed_first(rank, size):
-    return killed(rank, size, which=0)
+    return killed(rank, size, victim=0)
 
 
 def taken_up(rank, size):
     seen = []
     callbacks = [AtEpoch(epoch, lambda epoch=epoch: seen.append(epoch)) for epoch in range(1, 5)]
-    dim = new(size, checkpoint_dir=FOLDER / f"killed-{size}", callbacks=callbacks, **KILLED).fit(X)
+    dim = new(size, checkpoint_dir=FOLDER / f"killed-{size}-1", callbacks=callbacks, **KILLED).fit(X)
     return seen, result(dim)
 
 

@@ -26,42 +26,38 @@ COLOURS = np.random.default_rng(1).integers(0, 256, (60, 3, 8, 8), dtype=np.uint
 if sys.platform == "win32":
     pytest.skip("needs fork", allow_module_level=True)
 
-SCENARIOS = [
-    *(
-        "grid:1",
-        "grid:2",
-        "grid:4",
-        "rows:2",
-        "rows:4",
-        "estimators:2",
-        "going_on:1",
-        "going_on:2",
-        "apart:1",
-        "apart:2",
-    ),
-    *("resumed:2", "failures:2", "stops:2", "whole:2", "whole:4", "killed:2", "killed:4", "taken_up:2", "taken_up:4"),
-    *("killed_first:2", "stalled:2", "stalled:4"),
-]
-DIES = {"killed:2": [0, -9], "killed:4": [0, -9, 0, 0], "killed_first:2": [-9, 0], "stalled:2": [0, -9]}
-DIES["stalled:4"] = [0, 0, 0, -9]
+# By how many processes each is run, in this order.
+SCENARIOS = {
+    **{"grid": (1, 2, 4), "rows": (2, 4), "estimators": (2,), "going_on": (1, 2), "apart": (1, 2), "resumed": (2,)},
+    **{"failures": (2,), "stops": (2,), "whole": (2, 4), "killed": (2, 4), "taken_up": (2, 4), "killed_first": (2,)},
+    "stalled": (2, 4),
+}
+# Exit statuses of scenarios in which a process is killed.
+KILLED = {
+    **{("killed", 2): [0, -9], ("killed", 4): [0, -9, 0, 0], ("killed_first", 2): [-9, 0]},
+    **{("stalled", 2): [0, -9], ("stalled", 4): [0, 0, 0, -9]},
+}
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Run all scenarios; ``trained(name, size)`` gives what each process returned."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, str(RANKS), str(folder), *SCENARIOS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
+def run(folder, scenarios):
+    """Run scenarios; return a function ``load(name, size)`` that gives what each process returned."""
+    names = [f"{name}:{size}" for name, sizes in scenarios.items() for size in sizes]
+    command = [sys.executable, str(RANKS), str(folder), *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     statuses = json.loads(done.stdout.splitlines()[-1])
-    print(done.stderr)
 
     def load(name, size):
-        assert statuses[f"{name}:{size}"] == DIES.get(f"{name}:{size}", [0] * size), done.stderr
+        assert statuses[f"{name}:{size}"] == KILLED.get((name, size), [0] * size), done.stderr
         paths = [folder / f"{name}-{size}-{rank}.pkl" for rank in range(size)]
         return [pickle.loads(path.read_bytes()) for path in paths if path.exists()]
 
     return load
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("ranks"), SCENARIOS)
 
 
 def assert_same_bits(one, other):
@@ -70,33 +66,48 @@ def assert_same_bits(one, other):
     assert [name for name in one["state"] if not torch.equal(one["state"][name], other["state"][name])] == []
 
 
-def error(one, other):
-    return float((one.double() - other.double()).norm() / one.double().norm().clamp(min=1e-3))
-
-
-def worst(one, other):
-    return max((error(one[name], other[name]), name) for name in one)
-
-
 def losses(results):
     return torch.tensor([list(epoch.values()) for epoch in results["history"]])
+
+
+def assert_equals_one_process(together, alone):
+    """Compare trainings by name: all processes have the same, which is that of one process up to rounding."""
+    for name, of_all in {name: [results[name] for results in together] for name in together[0]}.items():
+        expected, found = alone[name], of_all[0]
+        for other in of_all[1:]:
+            assert_same_bits(found, other)
+        np.testing.assert_allclose(found["mean"], expected["mean"], rtol=1e-6)
+        assert [*found["history"][0]] == [*expected["history"][0]]
+        torch.testing.assert_close(losses(found), losses(expected), rtol=1e-4, atol=1e-5, msg=name)
+        gradients = expected["gradients"]
+        assert found["gradients"].keys() == gradients.keys()
+        total = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+        for weight, gradient in gradients.items():
+            error = (found["gradients"][weight] - gradient).norm()
+            assert error < 1e-4 * gradient.norm() + 1e-5 * total, (name, weight, error)
+        for weight, values in expected["state"].items():
+            error = (found["state"][weight] - values).double()
+            if weight in gradients:
+                # What an objective does not depend on, a bias of all its scores for one, has gradients of rounding
+                # alone, which Adam makes as large as all others.
+                error *= gradients[weight].abs() > 1e-4 * gradients[weight].abs().max() + 1e-5 * total
+            if "optimizer" not in weight:
+                # A hundredth of what Adam adds in a step.
+                assert error.abs().max() < 2e-5 + 1e-4 * values.abs().max(), (name, weight, error)
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_several_processes_equal_one(trained, size):
     [alone] = trained("grid", 1)
-    together = trained("grid", size)
-    for name, expected in alone.items():
-        of_all = [results[name] for results in together]
-        for other in of_all[1:]:
-            assert_same_bits(of_all[0], other)
-        found = of_all[0]
-        assert found["history"][0].keys() == expected["history"][0].keys()
-        np.testing.assert_allclose(found["mean"], expected["mean"], rtol=1e-6)
-        torch.testing.assert_close(losses(found), losses(expected), rtol=1e-4, atol=1e-5, msg=f"losses of {name}")
-        assert found["gradients"].keys() == expected["gradients"].keys()
-        assert worst(expected["gradients"], found["gradients"]) < (1e-4, ""), name
-        assert worst(expected["state"], found["state"]) < (1e-2, ""), name
+    assert_equals_one_process(trained("grid", size), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes_equal_one_in_all_ways(tmp_path, size):
+    load = run(tmp_path, {"product": (1, size)})
+    [alone] = load("product", 1)
+    assert_equals_one_process(load("product", size), alone)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -181,7 +192,7 @@ def test_an_error_of_one_process_is_one_of_all(trained, case, kinds, messages):
 
 
 def test_a_stop_in_one_process_is_one_in_all(trained):
-    assert trained("stops", 2) == [[2, 2], [2, 2]]
+    assert trained("stops", 2) == [2, 2]
 
 
 @pytest.mark.parametrize(
