@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 
@@ -69,12 +71,12 @@ class Group:
         """
         if self.size == 1:
             return values
-        gathered = _Gather.apply(self, values.unflatten(0, (n_views, -1)))
+        gathered = _apply(_Gather, self, values.unflatten(0, (n_views, -1)))
         return gathered.transpose(0, 1).flatten(0, 2)
 
     def exchange(self, values: Tensor) -> Tensor:
         """Send row i to process i, and return what came from each, of the same shape; differentiable."""
-        return values if self.size == 1 else _Exchange.apply(self, values)
+        return values if self.size == 1 else _apply(_Exchange, self, values)
 
     def mean(self, values: Tensor) -> Tensor:
         """Average over processes in place, without gradient; return the tensor."""
@@ -191,6 +193,10 @@ class Group:
 ALONE = Group()
 
 
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    return function.apply(*args)
+
+
 class _Gather(torch.autograd.Function):
     """Tensors of all processes, stacked."""
 
@@ -242,10 +248,10 @@ class _SharedNorms(TorchFunctionMode):
         self.group = group
 
     def enter(self, norm: nn.Module, args: Any) -> None:
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, norm: nn.Module, args: Any, output: Any) -> None:
-        self.__exit__(None, None, None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = self._batch_norm if function is batch_norm else function
@@ -274,7 +280,7 @@ class _SharedNorms(TorchFunctionMode):
                 n_values = self.group.size * values.numel() // values.shape[1]
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_((var * n_values / (n_values - 1)).to(running_var.dtype), momentum)
-        return _Normalize.apply(self.group, values, weight, bias, mean, var, eps)
+        return _apply(_Normalize, self.group, values, weight, bias, mean, var, eps)
 
 
 class _Normalize(torch.autograd.Function):
@@ -369,7 +375,7 @@ class _Session:
         if failed:
             what = " and ".join(failed)
         elif not answered:
-            what = "neither the others nor process 0 or the launcher, which know of them, can be reached"
+            what = "process 0, or the launcher, which knows of the others, cannot be reached"
         elif missing:
             what = f"process {' and '.join(missing)} was killed, has stalled or cannot be reached"
         else:
@@ -427,7 +433,7 @@ def join(device: torch.device) -> Iterator[Group]:
     _n_trainings += 1
     if is_own:
         store, rank, size = _meet_launched()
-        store = dist.PrefixStore(f"skdim {_n_trainings}", store)
+        store = PrefixStore(f"skdim {_n_trainings}", store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         with _translated(size):
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIME_LIMIT)
@@ -438,9 +444,9 @@ def join(device: torch.device) -> Iterator[Group]:
                 f"torch.distributed is initialized for {served}, which does not serve device={str(device)!r}."
             )
         rank, size = dist.get_rank(), dist.get_world_size()
-        store = dist.PrefixStore(f"skdim {_n_trainings}", dist.distributed_c10d._get_default_store())
+        store = PrefixStore(f"skdim {_n_trainings}", dist.distributed_c10d._get_default_store())
     group = Group(rank, size)
-    _session = _Session(dist.PrefixStore("lost", store), is_own)
+    _session = _Session(PrefixStore("lost", store), is_own)
     try:
         with torch.cuda.device(device if device.type == "cuda" else -1):
             yield group
@@ -467,7 +473,7 @@ def _meet_launched() -> tuple[Any, int, int]:
     size = int(os.environ["WORLD_SIZE"])
     if _launched_store is None:
         with _translated(size):
-            _launched_store, _, _ = next(dist.rendezvous("env://", timeout=TIME_LIMIT))
+            _launched_store, _, _ = next(rendezvous("env://", timeout=TIME_LIMIT))
     return _launched_store, int(os.environ["RANK"]), size
 
 

@@ -470,17 +470,17 @@ def _infer_layout(
 class _Moments(NamedTuple):
     """Number of images, and mean and variance of each channel over them and all pixels."""
 
-    count: int
+    n_images: int
     mean: NDArray[np.float64]
     variance: NDArray[np.float64]
 
     def with_more(self, more: "_Moments") -> "_Moments":
         """Count other images in."""
-        count = self.count + more.count
-        weight = more.count / count
+        n_images = self.n_images + more.n_images
+        weight = more.n_images / n_images
         delta = more.mean - self.mean
         variance = self.variance + (weight * (more.variance - self.variance) + weight * (1 - weight) * delta**2)
-        return _Moments(count, self.mean + weight * delta, variance)
+        return _Moments(n_images, self.mean + weight * delta, variance)
 
 
 def channel_statistics(

@@ -198,11 +198,17 @@ class InfoMaxModel(nn.Module):
         n_views = len(others)
         vectors = self.contrasted.gather(vectors.view(*embedding.shape[:2], -1), n_views)
         # Features and embeddings that belong together: of one image, and where there are two views not of the same one.
-        pairs = zip(maps.chunk(n_views), vectors.chunk(n_views)[::-1], others, strict=True)
         results = [
-            contrast(critic, self.objective, of_view, of_other_view, of_scheme, self.contrasted)
-            for of_view, of_other_view, of_pair in pairs
-            for of_scheme in of_pair
+            contrast(
+                critic,
+                self.objective,
+                _take_view(maps, view, n_views),
+                _take_view(vectors, n_views - 1 - view, n_views),
+                of_scheme,
+                self.contrasted,
+            )
+            for view, of_view in enumerate(others)
+            for of_scheme in of_view
         ]
         bounds = [bound for _, bound in results if bound is not None]
         return torch.stack([loss for loss, _ in results]).mean(), torch.stack(bounds).mean() if bounds else None
@@ -376,6 +382,11 @@ def contrast(
         return loss, None
     n_others = len(vectors) - 1 if others is None else 1
     return loss, objective.bound(positive.detach(), reduced.detach(), n_others, n_locations)
+
+
+def _take_view(values: Tensor, view: int, n_views: int) -> Tensor:
+    n_images = len(values) // n_views
+    return values[view * n_images : (view + 1) * n_images]
 
 
 def _take_locations(features: Tensor, chosen: Tensor) -> Tensor:

@@ -767,17 +767,8 @@ class DIMTransformer(
                     )
                 if go_on:
                     self._warn_of_other_scale(images, stacklevel=5)
-                self._check_distributed(images, group)
-            if self.distributed and isinstance(images, Images):
-                group.check_same(
-                    {
-                        **self._describe_training(images, device),
-                        "images": f"{len(images)} of shape {images.shape}, {images.dtype}",
-                        "gather_negatives": self.gather_negatives,
-                        "callbacks": [type(each).__name__ for each in self.callbacks or ()],
-                        "fitted before": go_on,
-                    }
-                )
+                common = self._describe_for_others(images, device, group, go_on=go_on) if self.distributed else {}
+            group.check_same(common)
             entropy = group.broadcast(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
             encoder_seed, net_seed = _split_seed(entropy)
             stack.enter_context(limited_threads(images.shape, device))
@@ -826,9 +817,10 @@ class DIMTransformer(
             self._check_finite_embeddings(images)
         self.__dict__.update(training_attributes(self.history_ + records))
 
-    def _check_distributed(self, images: Images | LoadedImages, group: Group) -> None:
-        if not self.distributed:
-            return
+    def _describe_for_others(
+        self, images: Images | LoadedImages, device: torch.device, group: Group, *, go_on: bool
+    ) -> dict[str, Any]:
+        """Check what training together needs, and describe what all processes have to have the same of."""
         if isinstance(images, LoadedImages):
             raise ValueError(
                 "distributed=True needs images of which each process can read its share, and a DataLoader draws its "
@@ -836,11 +828,19 @@ class DIMTransformer(
             )
         if self.compile:
             raise ValueError("distributed=True needs compile=False: compiled code has no exchanges between processes.")
-        if min(self.batch_size, images.n_images) < 2 * group.size:
+        if min(self.batch_size, len(images)) < 2 * group.size:
             raise ValueError(
                 f"distributed=True with {group.size} processes needs {2 * group.size} images in a batch at least, two "
-                f"for each, got batch_size={self.batch_size} and {images.n_images} images."
+                f"for each, got batch_size={self.batch_size} and {len(images)} images."
             )
+        return {
+            **self._describe_training(images, device),
+            "images": f"{len(images)} of shape {images.shape}, {images.dtype}",
+            "first images": describe(images.head(2).numpy()),
+            "gather_negatives": self.gather_negatives,
+            "callbacks": [type(each).__name__ for each in self.callbacks or ()],
+            "fitted before": go_on,
+        }
 
     def _describe_training(self, images: Images, device: torch.device) -> dict[str, Any]:
         """Describe what training depends on, beside the images, by what can be compared."""

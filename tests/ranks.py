@@ -5,6 +5,7 @@ and safe. Each scenario is run by SIZE forked processes, with the environment th
 in each of them is pickled to FOLDER. Prints a JSON object with the exit statuses.
 """
 
+import copy
 import itertools
 import json
 import os
@@ -103,6 +104,12 @@ GRID = {
 class FirstGradients(Callback):
     def initialize(self):
         self.gradients = {}
+
+    def on_train_begin(self, net, **kwargs):
+        # What an objective does not depend on, a bias of all its scores for one, has gradients of rounding alone, which
+        # Adam would make as large as all others.
+        for group in net.optimizer_.param_groups:
+            group["eps"] = 1e-4
 
     def on_grad_computed(self, net, named_parameters, **kwargs):
         if not self.gradients:
@@ -220,12 +227,21 @@ def estimators(rank, size):
     dim = new(size, encoder="dcgan", random_state=None, global_weight=0.5, max_epochs=1).fit(COLOURS)
     norms = [type(module).__name__ for module in dim.encoder_.modules() if "Norm" in type(module).__name__]
     hooks = sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in dim.net_.module_.modules())
-    augmented = new(size, augmentation="standard", max_epochs=1).fit(COLOURS)
+    copies = []
+
+    class Copy(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            copies.append(pickle.loads(pickle.dumps(copy.deepcopy(net.module_.encoder))))
+
+    params = {"augmentation": "standard", "precision": "bfloat16", "callbacks": [Copy()]}
+    augmented = new(size, max_epochs=1, **params).fit(COLOURS)
+    few = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     return {
         "pickle": pickle.dumps(dim),
         "Z": dim.transform(COLOURS),
         "augmented": augmented.transform(COLOURS),
         "is_initialized": dist.is_initialized(),
+        "copy": torch.equal(copies[0].eval()(few)[0], augmented.encoder_(few)[0]),
         "norms": norms,
         "hooks": hooks,
     }
@@ -303,6 +319,7 @@ def failures(rank, size):
     cases = {
         "parameters": lambda: new(size, lr=1e-3 * (1 + rank)).fit(X),
         "images": lambda: new(size).fit(X[: 64 - rank]),
+        "first images": lambda: new(size).fit(X[::-1] if rank else X),
         "callbacks": lambda: new(size, callbacks=[AtBatch(boom)] if rank else []).fit(X),
         "validation": lambda: new(size).fit(spoilt),
         "callback": lambda: new(size, callbacks=[AtEpoch(1, boom)]).fit(X),
@@ -382,6 +399,12 @@ def stalled(rank, size):
     if rank == 0:
         os.kill(int(number.read_text()), signal.SIGKILL)
     return outcome
+
+
+def absent(rank, size):
+    """Only one process comes to train."""
+    skdim.distributed.TIME_LIMIT = timedelta(seconds=2)
+    return failure(lambda: new(size).fit(X)) if rank == 0 else None
 
 
 def start(scenario, rank, size, port):

@@ -30,7 +30,7 @@ if sys.platform == "win32":
 SCENARIOS = {
     **{"grid": (1, 2, 4), "rows": (2, 4), "estimators": (2,), "going_on": (1, 2), "apart": (1, 2), "resumed": (2,)},
     **{"failures": (2,), "stops": (2,), "whole": (2, 4), "killed": (2, 4), "taken_up": (2, 4), "killed_first": (2,)},
-    "stalled": (2, 4),
+    **{"stalled": (2, 4), "absent": (2,)},
 }
 # Exit statuses of scenarios in which a process is killed.
 KILLED = {
@@ -87,10 +87,6 @@ def assert_equals_one_process(together, alone):
             assert error < 1e-4 * gradient.norm() + 1e-5 * total, (name, weight, error)
         for weight, values in expected["state"].items():
             error = (found["state"][weight] - values).double()
-            if weight in gradients:
-                # What an objective does not depend on, a bias of all its scores for one, has gradients of rounding
-                # alone, which Adam makes as large as all others.
-                error *= gradients[weight].abs() > 1e-4 * gradients[weight].abs().max() + 1e-5 * total
             if "optimizer" not in weight:
                 # A hundredth of what Adam adds in a step.
                 assert error.abs().max() < 2e-5 + 1e-4 * values.abs().max(), (name, weight, error)
@@ -114,8 +110,8 @@ def test_several_processes_equal_one_in_all_ways(tmp_path, size):
 def test_each_process_reads_its_share(trained, size):
     read = trained("rows", size)
     for before, *epochs in read:
-        # Its part for the statistics, and the first two for a look at them.
-        assert len(before) <= 64 // size + 4
+        # Its part for the statistics, and looks at the first ones.
+        assert len(before) <= 64 // size + 6
         assert [len(epoch) for epoch in epochs] == [64 // size] * 2
     assert {row for before, *_ in read for row in before} == {*range(64)}
     for epoch in (1, 2):
@@ -131,6 +127,7 @@ def test_all_processes_get_the_same_estimator(trained):
         assert not results["is_initialized"]
         assert {*results["norms"]} == {"BatchNorm1d", "BatchNorm2d"}
         assert results["hooks"] == 0
+        assert results["copy"]
         assert np.array_equal(pickle.loads(results["pickle"]).transform(COLOURS), results["Z"])
 
 
@@ -164,6 +161,7 @@ def test_a_resumed_training_ends_with_equal_bits(trained):
     [
         ("parameters", ["ValueError"] * 2, [r"lr: 0.001 in process 0, 0.002 in 1\."] * 2),
         ("images", ["ValueError"] * 2, [r"images: '64 of shape .*' in process 0, '63 of shape .*' in 1\."] * 2),
+        ("first images", ["ValueError"] * 2, ["first images: .* in process 0, "] * 2),
         ("callbacks", ["ValueError"] * 2, [r"callbacks: \[\] in process 0, \['AtBatch'\] in 1\."] * 2),
         (
             "validation",
@@ -225,6 +223,12 @@ def test_a_training_with_a_killed_process_is_taken_up(trained, size):
     for (seen, found), uninterrupted in zip(trained("taken_up", size), trained("whole", size), strict=True):
         assert seen == [3, 4]
         assert_same_bits(found, uninterrupted)
+
+
+def test_a_process_that_does_not_come_is_not_waited_for_any_longer(trained):
+    (kind, message), _ = trained("absent", 2)
+    assert kind == "RuntimeError"
+    assert "waits for 2 processes, and not all of them have come to train within 2 seconds" in message
 
 
 def test_without_a_launcher_it_is_an_error(monkeypatch):
