@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skdim.distributed import ALONE, Group
 from skdim.images import CHUNK_BYTES, Images, LoadedImages
 
 __all__ = ["Batches", "LoadedBatches", "Standardizer"]
@@ -44,7 +45,8 @@ class Batches(torch.utils.data.Dataset[Any]):
     All batches have one size, so that compiled code serves them all, and none is too small for batch norm or negatives.
     No image is left out; where the images do not divide into such batches, a few random ones, fewer than there are
     batches, are in two of them. On CUDA the images live on the device, as they are stored, if they take up at most
-    half of its free memory.
+    half of its free memory. Of processes that train together each iterates over its own share of each batch, and a few
+    images more, up to their number a batch, may be in two.
 
     Parameters
     ----------
@@ -56,6 +58,8 @@ class Batches(torch.utils.data.Dataset[Any]):
         Most images in a batch.
     generator : torch.Generator
         Draws the permutations; on the training device.
+    group : Group, default=ALONE
+        The processes that share each batch.
 
     Attributes
     ----------
@@ -63,12 +67,22 @@ class Batches(torch.utils.data.Dataset[Any]):
         Images in the batches of an epoch, those that are in two of them counted twice.
     """
 
-    def __init__(self, images: Images, standardize: Standardizer, batch_size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        images: Images,
+        standardize: Standardizer,
+        batch_size: int,
+        generator: torch.Generator,
+        group: Group = ALONE,
+    ) -> None:
         self.images = images
         self.standardize = standardize
         self.generator = generator
-        self.n_batches = -(-len(images) // batch_size)
-        self.batch_size = -(-len(images) // self.n_batches)
+        self.group = group
+        # All processes have as many images of a batch.
+        most = min(batch_size, len(images)) // group.size * group.size
+        self.n_batches = -(-len(images) // most)
+        self.batch_size = -(-len(images) // (self.n_batches * group.size)) * group.size
         self.n_drawn = self.n_batches * self.batch_size
         self.resident: Tensor | None = None
         device = standardize.device
@@ -82,13 +96,14 @@ class Batches(torch.utils.data.Dataset[Any]):
         order = torch.randperm(len(self.images), generator=self.generator, device=self.generator.device)
         # What the last batch lacks comes from the first one, so that none holds an image twice.
         order = torch.cat([order, order[: self.n_drawn - len(order)]])
+        order = order.view(self.n_batches, self.group.size, -1)[:, self.group.rank]
         if self.resident is None:
-            rows = order.cpu().numpy().reshape(self.n_batches, self.batch_size)
+            rows = order.cpu().numpy()
             # From pinned memory the copy to the device runs beside the step before.
             for batch in self.images.read(rows, pinned=order.is_cuda):
                 yield self.standardize(batch)
         else:
-            for indices in order.split(self.batch_size):
+            for indices in order:
                 yield self.standardize(self.resident[indices])
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from skdim.atomic import write_atomically
+from skdim.distributed import ALONE, Group
 from skdim.images import CHUNK_BYTES, Images
 
 try:
@@ -49,6 +50,8 @@ class Checkpoints:
         What makes this training the one it is, by name: its parameters, as `describe` gives them, and "images".
     adopted : collection of str, default=()
         Names of which a checkpoint's value is taken over instead of compared.
+    group : Group, default=ALONE
+        The processes that train together. The first of them reads and writes, and tells the others.
 
     Attributes
     ----------
@@ -59,11 +62,16 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], identity: Mapping[str, Any], adopted: Collection[str] = ()
+        self,
+        folder: str | os.PathLike[str],
+        identity: Mapping[str, Any],
+        adopted: Collection[str] = (),
+        group: Group = ALONE,
     ) -> None:
         self.folder = Path(folder)
         self.identity = dict(identity)
         self.adopted = adopted
+        self.group = group
         self.saved: dict[str, Any] | None = None
         self._lock: int | None = None
 
@@ -78,6 +86,17 @@ class Checkpoints:
             If it is in use, or holds another training or nothing but damaged checkpoints.
         """
         try:
+            with self.group.together():
+                if self.group.rank == 0:
+                    self._open()
+            self.saved, self.identity = self.group.broadcast((self.saved, self.identity))
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def _open(self) -> None:
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._claim()
             for left_over in self.folder.glob(".epoch-*.tmp"):
@@ -87,14 +106,9 @@ class Checkpoints:
             probe.unlink()
             self.saved = self._read_newest()
         except OSError as error:
-            self._release()
             raise OSError(
                 error.errno, f"checkpoint_dir={str(self.folder)!r} cannot be used: {error.strerror or error}"
             ) from error
-        except BaseException:
-            self._release()
-            raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._release()
@@ -114,6 +128,8 @@ class Checkpoints:
         UserWarning
             If the file cannot be written. The checkpoints there are stay.
         """
+        if self.group.rank > 0:
+            return
         content = pack({"identity": self.identity, "state": dict(state)})
         path = self.folder / f"epoch-{epoch:06}.safetensors"
         try:
@@ -170,7 +186,7 @@ class Checkpoints:
                 warnings.warn(
                     f"The checkpoint {str(bad_path)!r} is damaged ({reason}); training goes on from {path.name}.",
                     UserWarning,
-                    stacklevel=6,
+                    stacklevel=7,
                 )
             # A process may have been killed before it did so.
             self._remove_older_than(path)

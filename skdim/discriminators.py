@@ -10,6 +10,7 @@ built.
 import torch
 from torch import Tensor, nn
 
+from skdim.distributed import ALONE, Group
 from skdim.encoders import FlattenMap, halving_stack, n_halvings
 from skdim.images import ImageShape
 
@@ -337,10 +338,9 @@ class PriorDiscriminator(nn.Module):
         """Bring embeddings (N, d) to the support of the prior, in float32."""
         return torch.sigmoid(embedding.float()) if self.is_uniform else embedding.float()
 
-    def sample_like(self, samples: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw as many samples of the prior, on the same device."""
-        draw = torch.rand if self.is_uniform else torch.randn
-        return draw(samples.shape, generator=generator, device=samples.device)
+    def sample_like(self, samples: Tensor, generator: torch.Generator, group: Group = ALONE) -> Tensor:
+        """Draw as many samples of the prior, on the same device; processes of a group do so in step."""
+        return group.draw(torch.rand if self.is_uniform else torch.randn, samples.shape, generator)
 
     def forward(self, samples: Tensor) -> Tensor:
         """Compute one logit a sample; positive says "from the prior".
@@ -384,7 +384,7 @@ class PriorNoise(nn.Module):
         embedding = embedding.float()
         return 12**0.5 * (torch.sigmoid(embedding) - 0.5) if self.is_uniform else embedding
 
-    def forward(self, embedding: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, embedding: Tensor, generator: torch.Generator, group: Group = ALONE) -> Tensor:
         """Bring embeddings to the support of the prior and add noise.
 
         Parameters
@@ -393,15 +393,16 @@ class PriorNoise(nn.Module):
             Embeddings.
         generator : torch.Generator
             Draws the noise, on the device of the embeddings.
+        group : Group, default=ALONE
+            The processes that draw in step.
 
         Returns
         -------
         Tensor of shape (..., d), float32
             Noisy embeddings, on the scale of `on_support`.
         """
-        shape, device = embedding.shape, embedding.device
         if self.is_uniform:
-            noise = 12**0.5 * (torch.rand(shape, generator=generator, device=device) - 0.5)
+            noise = 12**0.5 * (group.draw(torch.rand, embedding.shape, generator) - 0.5)
         else:
-            noise = torch.randn(shape, generator=generator, device=device)
+            noise = group.draw(torch.randn, embedding.shape, generator)
         return self.on_support(embedding) + self.strength * noise

@@ -4,8 +4,9 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import isqrt, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from sklearn.utils.validation import validate_data
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from skdim.distributed import ALONE, Group
 from skdim.files import is_image_files, read_images
 from skdim.sources import LazyArray, as_lazy_array, as_stored, check_dtype, prefetched, tensor_as_array
 
@@ -95,9 +97,10 @@ class Images:
 
         return prefetched(take, selections) if isinstance(self.array, LazyArray) else map(take, selections)
 
-    def chunks(self, size: int) -> Iterator[torch.Tensor]:
-        """Read all images in their order, `size` at a time."""
-        return self.read(slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
+    def chunks(self, size: int, part: int = 0, n_parts: int = 1) -> Iterator[torch.Tensor]:
+        """Read all images in their order, or those of one of several parts, `size` at a time."""
+        first, last = (len(self) * (part + i) // n_parts for i in (0, 1))
+        return self.read(slice(start, min(start + size, last)) for start in range(first, last, size))
 
 
 class LoadedImages:
@@ -470,13 +473,33 @@ def _infer_layout(
     return image_shape, candidates[image_shape]
 
 
-def channel_statistics(images: Images | LoadedImages) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+class _Moments(NamedTuple):
+    """Number of images, and mean and variance of each channel over them and all pixels."""
+
+    n_images: int
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+
+    def with_more(self, more: "_Moments") -> "_Moments":
+        """Count other images in."""
+        n_images = self.n_images + more.n_images
+        weight = more.n_images / n_images
+        delta = more.mean - self.mean
+        variance = self.variance + (weight * (more.variance - self.variance) + weight * (1 - weight) * delta**2)
+        return _Moments(n_images, self.mean + weight * delta, variance)
+
+
+def channel_statistics(
+    images: Images | LoadedImages, group: Group = ALONE
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of each channel, over all images and pixels.
 
     Parameters
     ----------
     images : Images or LoadedImages
         uint8 values are scaled by 1/255 first.
+    group : Group, default=ALONE
+        The processes that share the work, of which each reads a part of the images.
 
     Returns
     -------
@@ -491,15 +514,14 @@ def channel_statistics(images: Images | LoadedImages) -> tuple[NDArray[np.float3
     # float32 holds sums of a chunk of bytes; squares of floats may not fit in it.
     dtype = torch.float32 if images.dtype == np.uint8 else torch.float64
     per_chunk = max(1, CHUNK_BYTES // (dtype.itemsize * prod(images.shape)))
-    count, mean, variance = 0, np.zeros(images.shape[0]), np.zeros(images.shape[0])
-    for chunk in images.chunks(per_chunk):
-        moments = torch.var_mean(chunk.to(dtype), dim=(0, 2, 3), correction=0)
-        chunk_variance, chunk_mean = (moment.double().numpy() for moment in moments)
-        weight = len(chunk) / (count + len(chunk))
-        delta = chunk_mean - mean
-        mean += weight * delta
-        variance += weight * (chunk_variance - variance) + weight * (1 - weight) * delta**2
-        count += len(chunk)
+    moments = _Moments(0, np.zeros(images.shape[0]), np.zeros(images.shape[0]))
+    with group.together():
+        part = (group.rank, group.size) if isinstance(images, Images) else ()
+        for chunk in images.chunks(per_chunk, *part):
+            found = torch.var_mean(chunk.to(dtype), dim=(0, 2, 3), correction=0)
+            chunk_variance, chunk_mean = (moment.double().numpy() for moment in found)
+            moments = moments.with_more(_Moments(len(chunk), chunk_mean, chunk_variance))
+    _, mean, variance = reduce(_Moments.with_more, group.share(moments))
     std = np.sqrt(variance)
     # Far below the resolution of float32 a spread is rounding, not signal.
     constant = std <= np.maximum(1e-7 * np.abs(mean), 1e-30)

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from skdim.coordinates import CoordinatePredictor
 from skdim.discriminators import CRITICS, Critic, PriorDiscriminator, PriorNoise
+from skdim.distributed import ALONE, Group
 from skdim.encoders import local_features
 from skdim.images import ImageShape
 from skdim.objectives import OBJECTIVES, Objective
@@ -62,6 +63,13 @@ class InfoMaxModel(nn.Module):
         Hides a part of the images from the embedding.
     local_samples : int or None
         How many locations of an image the local critic sees in a batch, drawn at random; None is all.
+
+    Attributes
+    ----------
+    group : Group
+        The processes that each have a share of a batch, and draw in step.
+    contrasted : Group
+        Those whose images are negatives of each other.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class InfoMaxModel(nn.Module):
         self.coordinates = coordinates
         self.occlusion = occlusion
         self.local_samples = local_samples
+        self.group = self.contrasted = ALONE
 
     @property
     def discriminators(self) -> dict[str, nn.Module]:
@@ -109,17 +118,18 @@ class InfoMaxModel(nn.Module):
         Returns
         -------
         terms : dict
-            "local", "global" and "coordinate", where there is such a term: scalar losses.
+            "local", "global" and "coordinate", where there is such a term: scalar losses, whose means over a group's
+            processes are those of the whole batch.
         bounds : dict
             "local_bound" and "global_bound", in nats, where the objective is a bound of the mutual information.
         embedding : Tensor of shape (R, d)
             All embeddings, those that an encoder may yield beyond one an image included.
         """
         images = torch.cat(list(views))
-        occluded = None if self.occlusion is None else self.occlusion(images, generator)
+        occluded = None if self.occlusion is None else self.occlusion(images, generator, self.group)
         embedding, features = self._encode(images, occluded)
         if self.noise is not None:
-            embedding = self.noise(embedding, generator)
+            embedding = self.noise(embedding, generator, self.group)
         return self._score(embedding, features, len(views), self._draw(features, len(views), generator))
 
     def compile(self, **options: Any) -> None:
@@ -139,12 +149,12 @@ class InfoMaxModel(nn.Module):
     def _draw(self, features: Tensor, n_views: int, generator: torch.Generator) -> _Draws:
         locations, partner = None, None
         others = {}
+        n_images = len(features) // n_views * self.contrasted.size
         for name in self.critics:
             if name == "local":
                 locations = self._draw_locations(features, generator)
             others[name] = [
-                [draw_others(scheme, len(features) // n_views, generator) for scheme in self.negatives[name]]
-                for _ in range(n_views)
+                [draw_others(scheme, n_images, generator) for scheme in self.negatives[name]] for _ in range(n_views)
             ]
         if self.coordinates is not None:
             n_locations = features.shape[2] * features.shape[3]
@@ -155,27 +165,23 @@ class InfoMaxModel(nn.Module):
         n_locations = features.shape[2] * features.shape[3]
         if self.local_samples is None or self.local_samples >= n_locations:
             return None
-        draws = torch.rand((len(features), n_locations), generator=generator, device=features.device)
+        draws = self.group.draw(torch.rand, (len(features), n_locations), generator)
         return draws.topk(self.local_samples, sorted=False).indices
 
     def _score(
         self, embedding: Tensor, features: Tensor, n_views: int, draws: _Draws
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Compute what `forward` returns."""
-        n_images = len(features) // n_views
-        first, last = slice(0, n_images), slice(-n_images, None)
-        # Features and embeddings that belong together: of one image, and where there are two views not of the same one.
-        pairs = [(first, last), (last, first)][:n_views]
         terms, bounds = {}, {}
         for name in self.critics:
             chosen = draws.locations if name == "local" else None
             seen = features if chosen is None else _take_locations(features, chosen)
-            terms[name], bound = self._contrast_views(name, seen, embedding, pairs, draws.others[name])
+            terms[name], bound = self._contrast_views(name, seen, embedding, draws.others[name])
             if bound is not None:
                 bounds[f"{name}_bound"] = bound
         if self.coordinates is not None:
             assert draws.partner is not None
-            partners = torch.cat([embedding[of_embedding] for _, of_embedding in pairs])
+            partners = torch.cat(embedding.chunk(n_views)[::-1])
             terms["coordinate"] = self.coordinates.loss(features, partners.mean(dim=1), draws.partner)
         return terms, bounds, embedding.flatten(0, 1)
 
@@ -184,17 +190,25 @@ class InfoMaxModel(nn.Module):
         name: str,
         features: Tensor,
         embedding: Tensor,
-        pairs: Sequence[tuple[slice, slice]],
         others: Sequence[Sequence[Tensor | None]],
     ) -> tuple[Tensor, Tensor | None]:
         """Loss and bound of one critic, averaged over views and negatives."""
         critic: Critic = self.critics[name]  # type: ignore[assignment]
         maps, vectors = critic.encode(features, embedding.flatten(0, 1))
-        vectors = vectors.view(*embedding.shape[:2], -1)
+        n_views = len(others)
+        vectors = self.contrasted.gather(vectors.view(*embedding.shape[:2], -1), n_views)
+        # Features and embeddings that belong together: of one image, and where there are two views not of the same one.
         results = [
-            contrast(critic, self.objective, maps[of_features], vectors[of_embedding], of_scheme)
-            for (of_features, of_embedding), of_pair in zip(pairs, others, strict=True)
-            for of_scheme in of_pair
+            contrast(
+                critic,
+                self.objective,
+                _take_view(maps, view, n_views),
+                _take_view(vectors, n_views - 1 - view, n_views),
+                of_scheme,
+                self.contrasted,
+            )
+            for view, of_view in enumerate(others)
+            for of_scheme in of_view
         ]
         bounds = [bound for _, bound in results if bound is not None]
         return torch.stack([loss for loss, _ in results]).mean(), torch.stack(bounds).mean() if bounds else None
@@ -216,7 +230,7 @@ class InfoMaxModel(nn.Module):
         """
         assert self.prior is not None
         fake = self.prior.on_support(embedding.detach())
-        real = self.prior.sample_like(fake, generator)
+        real = self.prior.sample_like(fake, generator, self.group)
         real_logit, fake_logit = self.prior(torch.cat([real, fake])).float().chunk(2)
         return softplus(-real_logit).mean() + softplus(fake_logit).mean()
 
@@ -323,7 +337,7 @@ def draw_others(negatives: str, n_images: int, generator: torch.Generator) -> Te
 
 
 def contrast(
-    critic: Critic, objective: Objective, maps: Tensor, vectors: Tensor, others: Tensor | None
+    critic: Critic, objective: Objective, maps: Tensor, vectors: Tensor, others: Tensor | None, group: Group = ALONE
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of one critic on a batch, and the bound in nats that it stands for.
 
@@ -335,33 +349,44 @@ def contrast(
         Turns the scores into a loss.
     maps : Tensor of shape (N, L, U)
         Features as the critic encodes them.
-    vectors : Tensor of shape (N, G, U)
-        Embeddings as the critic encodes them, G an image.
-    others : Tensor of shape (N,), int64, or None
+    vectors : Tensor of shape (P * N, G, U)
+        Embeddings as the critic encodes them, G an image, of all P processes of the group, in their order.
+    others : Tensor of shape (P * N,), int64, or None
         A permutation that leaves nothing in place: the image whose embeddings an image's locations meet as negatives.
         None means all other images.
+    group : Group, default=ALONE
+        The processes whose images are negatives of each other.
 
     Returns
     -------
     loss : Tensor of shape ()
-        The loss.
+        The loss, whose mean over processes is that of all images.
     bound : Tensor of shape () or None
         Estimate of a lower bound of the mutual information in nats, without gradient, where the objective gives one.
     """
+    n_images, n_locations = maps.shape[:2]
+    own = slice(group.rank * n_images, (group.rank + 1) * n_images)
     if others is None:
-        positive, reduced = _meet_all_images(critic, objective, maps, vectors)
+        positive, reduced = _meet_all_images(critic, objective, maps, vectors, group)
     else:
-        positive = _at_least_float32(critic.score(maps, vectors)).flatten(0, 1)
-        # Moving the small embeddings rather than the maps gives the same pairs; row i is then sorted back to belong to
-        # image i, as its positives do.
-        negative = _at_least_float32(critic.score(maps, vectors[others]))[torch.argsort(others)].flatten(0, 1)
-        reduced = objective.reduce(negative, negative.shape[1])
+        positive = _at_least_float32(critic.score(maps, vectors[own])).flatten(0, 1)
+        # Moving the small embeddings rather than the maps gives the same pairs; what comes of them is then sorted back
+        # to belong to image i, as its positives do.
+        negative = _at_least_float32(critic.score(maps, vectors[others[own]]))
+        met = objective.reduce(negative.flatten(0, 1), n_locations).view(negative.shape[:2])
+        reduced = group.gather(met)[torch.argsort(others)[own]].flatten()
+    if objective.pools:
+        reduced = group.gather(reduced)
     loss = objective.loss(positive, reduced)
     if objective.bound is None:
         return loss, None
-    n_images, n_locations = maps.shape[:2]
-    n_others = n_images - 1 if others is None else 1
+    n_others = len(vectors) - 1 if others is None else 1
     return loss, objective.bound(positive.detach(), reduced.detach(), n_others, n_locations)
+
+
+def _take_view(values: Tensor, view: int, n_views: int) -> Tensor:
+    n_images = len(values) // n_views
+    return values[view * n_images : (view + 1) * n_images]
 
 
 def _take_locations(features: Tensor, chosen: Tensor) -> Tensor:
@@ -376,31 +401,45 @@ def _at_least_float32(scores: Tensor) -> Tensor:
     return scores.float() if scores.dtype.itemsize < 4 else scores
 
 
-def _meet_all_images(critic: Critic, objective: Objective, maps: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+def _meet_all_images(
+    critic: Critic, objective: Objective, maps: Tensor, vectors: Tensor, group: Group
+) -> tuple[Tensor, Tensor]:
     """Score each embedding against all images: its positives, and its scores against all others, reduced.
+
+    Each process scores the embeddings of all against its own images, and the embeddings' processes merge what comes of
+    it: maps are too large to travel.
 
     More than MAX_PAIR_ELEMENTS scores are computed a few embeddings at a time, and again in the backward pass,
     instead of being kept.
     """
     n_images, n_locations, n_units = maps.shape
     n_globals = vectors.shape[1]
+    n_negatives = (len(vectors) - 1) * n_locations
+    first = group.rank * n_images
     vectors = vectors.flatten(0, 1)
     per_pair = n_units if critic.pairs_cost_units else 1
     n_rows = max(1, MAX_PAIR_ELEMENTS // (n_images * n_locations * per_pair))
 
     def meet(maps: Tensor, vectors: Tensor, start: int) -> tuple[Tensor, Tensor]:
         scores = _at_least_float32(critic.score_all(maps, vectors))
-        row = torch.arange(len(vectors), device=scores.device)
-        own = (row + start) // n_globals
+        # The rows of embeddings of this process' own images.
+        own_rows = (min(max(n_globals * image - start, 0), len(vectors)) for image in (first, first + n_images))
+        row = torch.arange(*own_rows, device=scores.device)
+        own = (row + start) // n_globals - first
         positive = scores[row, own]
         scores[row, own] = -torch.inf
-        return positive, objective.reduce(scores.flatten(1), (n_images - 1) * n_locations)
+        return positive, objective.reduce(scores.flatten(1), n_negatives)
 
     if n_rows >= len(vectors):
-        return meet(maps, vectors, 0)
-    chunks = [
-        checkpoint(meet, maps, vectors[start : start + n_rows], start, use_reentrant=False, preserve_rng_state=False)
-        for start in range(0, len(vectors), n_rows)
-    ]
-    positive, reduced = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        positive, reduced = meet(maps, vectors, 0)
+    else:
+        chunks = [
+            checkpoint(
+                meet, maps, vectors[start : start + n_rows], start, use_reentrant=False, preserve_rng_state=False
+            )
+            for start in range(0, len(vectors), n_rows)
+        ]
+        positive, reduced = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    if group.size > 1:
+        reduced = objective.merge(group.exchange(reduced.view(group.size, -1)))
     return positive, reduced

@@ -55,18 +55,26 @@ class Progress(Callback):
         Images of an epoch.
     verbose : int
         With 0 there is no bar.
+    is_silent : bool, default=False
+        Whether there is neither bar nor line, as another process has them.
     """
 
-    def __init__(self, n_epochs: int, n_images: int, verbose: int) -> None:
+    def __init__(self, n_epochs: int, n_images: int, verbose: int, is_silent: bool = False) -> None:
         self.n_epochs = n_epochs
         self.n_images = n_images
         self.verbose = verbose
+        self.is_silent = is_silent
         self.epoch = 0
         self.bar: Any = None
 
     def __enter__(self) -> Self:
         # A notebook's stderr is no terminal; there tqdm draws a widget or, without ipywidgets, text.
-        if self.verbose and self.n_epochs and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        if (
+            self.verbose
+            and not self.is_silent
+            and self.n_epochs
+            and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        ):
             # Not at the top: tqdm warns on import in a notebook without ipywidgets.
             from tqdm.auto import tqdm
 
@@ -105,6 +113,8 @@ class Progress(Callback):
         losses = {shown: f"{record[name]:.3g}" for name, shown in SHOWN.items() if name in record}
         if self.bar is not None:
             self.bar.set_postfix(losses)
+        if self.is_silent:
+            return
         logger.info(
             "Epoch %d/%d: %s, %.0f images/s",
             self.epoch,

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from skdim.batches import Batches
 from skdim.checkpoints import Checkpoints, is_storable
+from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
 from skdim.monitoring import StopTraining
 from skdim.views import Augmentation
@@ -106,13 +108,22 @@ class DIMNet(NeuralNet):
     autocast_dtype : torch.dtype or None
         Precision of the forward pass; None is float32.
     generator : torch.Generator
-        Draws all that is drawn while training; on the training device.
+        Draws all that is drawn while training; on the training device. Processes that train together draw in step.
+    own_generator : torch.Generator
+        Draws the augmentation: the same one, or of several processes each has its own.
     augmentation : callable or None
         ``augmentation(images, generator)`` returns a random view of standardised images. With it each batch is seen in
         two views.
     **kwargs
         Of `skorch.NeuralNet`.
+
+    Attributes
+    ----------
+    group : Group
+        The processes that train together.
     """
+
+    group = ALONE
 
     def __init__(
         self,
@@ -120,11 +131,13 @@ class DIMNet(NeuralNet):
         *,
         autocast_dtype: torch.dtype | None,
         generator: torch.Generator,
+        own_generator: torch.Generator,
         augmentation: Augmentation | None,
         **kwargs: Any,
     ) -> None:
         self.autocast_dtype = autocast_dtype
         self.generator = generator
+        self.own_generator = own_generator
         self.augmentation = augmentation
         super().__init__(
             module,
@@ -161,6 +174,8 @@ class DIMNet(NeuralNet):
         on_step: Callable[[int], None],
         checkpoints: Checkpoints | None = None,
         global_generators: Sequence[torch.Generator] = (),
+        group: Group = ALONE,
+        gather_negatives: bool = True,
     ) -> list[dict[str, float]]:
         """Train on some epochs more, from where the net stands.
 
@@ -182,6 +197,10 @@ class DIMNet(NeuralNet):
             Where each epoch's state is written. Training goes on from the state saved there.
         global_generators : sequence of torch.Generator, default=()
             Those that the encoder draws from, beside the net's own.
+        group : Group, default=ALONE
+            The processes that train together, all of which call this.
+        gather_negatives : bool, default=True
+            Whether the images of all of them are negatives of each other.
 
         Returns
         -------
@@ -205,15 +224,31 @@ class DIMNet(NeuralNet):
         self.initialize_callbacks()
         first = len(self.history)
         generators = [self.generator, *global_generators]
+        if self.own_generator is not self.generator:
+            generators.append(self.own_generator)
         saved = None if checkpoints is None else checkpoints.saved
         if saved is not None and len(saved["history"]) > epochs:
             raise ValueError(f"max_epochs={epochs}, but the checkpoint has {len(saved['history'])} epochs of training.")
-        if saved is not None and (saved["end"] == "stopped" or (saved["end"] and len(saved["history"]) == epochs)):
-            self._load_state(saved, generators)
-        else:
-            self._run_epochs(batches, epochs, checkpoints, generators)
+        with self._joined(group, gather_negatives):
+            if saved is not None and (saved["end"] == "stopped" or (saved["end"] and len(saved["history"]) == epochs)):
+                self._load_state(saved, generators)
+            else:
+                self._run_epochs(batches, epochs, checkpoints, generators)
         self.module_.zero_grad(set_to_none=True)
         return self.records(first)
+
+    @contextmanager
+    def _joined(self, group: Group, gather_negatives: bool) -> Iterator[None]:
+        """Train with other processes while the block runs, from the weights that the first of them has."""
+        model = self.module_
+        self.group = model.group = group
+        model.contrasted = group if gather_negatives else ALONE
+        try:
+            group.broadcast_state(model)
+            with group.shared_norms(model):
+                yield
+        finally:
+            self.group = model.group = model.contrasted = ALONE
 
     def records(self, first: int) -> list[dict[str, float]]:
         """Return loss, terms, seconds and images a second of the epochs from `first` on."""
@@ -244,13 +279,22 @@ class DIMNet(NeuralNet):
             checkpoints.write(len(self.history), self._state(generators, end))
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
-        """Notify callbacks; one of skorch's that raises KeyboardInterrupt, as EarlyStopping does, ends training."""
-        try:
-            super().notify(method_name, **cb_kwargs)
-        except KeyboardInterrupt as interrupt:
-            if not _raised_by_skorch(interrupt):
-                raise
-            raise StopTraining from None
+        """Notify callbacks; one of skorch's that raises KeyboardInterrupt, as EarlyStopping does, ends training.
+
+        One that ends it in one process does so in all.
+        """
+        stops = False
+        with self.group.together():
+            try:
+                super().notify(method_name, **cb_kwargs)
+            except KeyboardInterrupt as interrupt:
+                if not _raised_by_skorch(interrupt):
+                    raise
+                stops = True
+            except StopTraining:
+                stops = True
+        if any(self.group.share(stops)):
+            raise StopTraining
 
     @contextmanager
     def rolled_back_on_error(self) -> Iterator[None]:
@@ -259,7 +303,8 @@ class DIMNet(NeuralNet):
         parts = [self.module_, *optimizers]
         states = copy.deepcopy([part.state_dict() for part in parts])
         trainable = [parameter.requires_grad for parameter in self.module_.parameters()]
-        generator_state, n_epochs = self.generator.get_state(), len(self.history)
+        generators = (self.generator, self.own_generator)
+        generator_states, n_epochs = [generator.get_state() for generator in generators], len(self.history)
         try:
             yield
         except BaseException:
@@ -267,7 +312,8 @@ class DIMNet(NeuralNet):
                 part.load_state_dict(state)
             for parameter, is_trainable in zip(self.module_.parameters(), trainable, strict=True):
                 parameter.requires_grad_(is_trainable)
-            self.generator.set_state(generator_state)
+            for generator, generator_state in zip(generators, generator_states, strict=True):
+                generator.set_state(generator_state)
             del self.history[n_epochs:]
             raise
 
@@ -280,7 +326,8 @@ class DIMNet(NeuralNet):
             "frozen": [name for name, weight in self.module_.named_parameters() if not weight.requires_grad],
             "optimizers": [getattr(self, name + "_").state_dict() for name in self._optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self._schedulers],
-            "generators": [generator.get_state() for generator in generators],
+            # Of all processes, one after another.
+            "generators": [*chain(*self.group.share([generator.get_state() for generator in generators]))],
             "callbacks": {name: _callback_state(callback) for name, callback in self.callbacks_},
             "history": self._storable_history(),
         }
@@ -307,7 +354,8 @@ class DIMNet(NeuralNet):
                 _load_optimizer(getattr(self, name + "_"), optimizer_state)
             for scheduler, scheduler_state in zip(self._schedulers, state["schedulers"], strict=True):
                 scheduler.load_state_dict(scheduler_state)
-            for generator, generator_state in zip(generators, state["generators"], strict=True):
+            first, last = (len(generators) * (self.group.rank + i) for i in (0, 1))
+            for generator, generator_state in zip(generators, state["generators"][first:last], strict=True):
                 generator.set_state(generator_state)
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"The checkpoint is of another model than the parameters give now: {error}") from error
@@ -351,19 +399,21 @@ class DIMNet(NeuralNet):
                 self.notify("on_batch_begin", batch=(batch, None), training=True)
             terms = step_fn(batch)
             names = list(terms)
-            values = torch.stack(list(terms.values())) * len(batch)
+            n_drawn = len(batch) * self.group.size
+            values = torch.stack(list(terms.values())) * n_drawn
             total = values if total is None else total + values
-            n_images += len(batch)
+            n_images += n_drawn
             if step % CHECK_EVERY == 0:
-                self._check_finite(dict(zip(names, total.tolist(), strict=True)))
+                self._check_finite(dict(zip(names, self.group.mean(total.clone()).tolist(), strict=True)))
             if watch_batches:
-                self.history.record_batch("train_loss", terms["train_loss"].item())
-                self.history.record_batch("train_batch_size", len(batch))
-                self.notify("on_batch_end", batch=(batch, None), training=True, loss=terms["train_loss"], y_pred=None)
-            self.on_step(len(batch))
+                loss = self.group.mean(terms["train_loss"])
+                self.history.record_batch("train_loss", loss.item())
+                self.history.record_batch("train_batch_size", n_drawn)
+                self.notify("on_batch_end", batch=(batch, None), training=True, loss=loss, y_pred=None)
+            self.on_step(n_drawn)
         assert total is not None
-        means = dict(zip(names, (total / n_images).tolist(), strict=True))
-        seconds = time.perf_counter() - start
+        means = dict(zip(names, (self.group.mean(total) / n_images).tolist(), strict=True))
+        seconds = self.group.broadcast(time.perf_counter() - start)
         if not watch_batches:
             # skorch's callbacks for epochs expect an epoch to have a batch: this one stands for all of them.
             self.history.new_batch()
@@ -387,7 +437,7 @@ class DIMNet(NeuralNet):
         model = self.module_
         augment = self.augmentation
         # Copies, because an augmentation may work in place.
-        views = [batch] if augment is None else [augment(batch.clone(), self.generator) for _ in range(2)]
+        views = [batch] if augment is None else [augment(batch.clone(), self.own_generator) for _ in range(2)]
         with torch.autocast(batch.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             terms, report, embedding = model(views, self.generator)
         if model.prior is not None:
@@ -397,6 +447,7 @@ class DIMNet(NeuralNet):
         loss = self.criterion_(terms)
         self.optimizer_.zero_grad(set_to_none=True)
         loss.backward()
+        self.group.average_gradients(each for part in self.optimizer_.param_groups for each in part["params"])
         if any(_overrides(callback, "on_grad_computed") for _, callback in self.callbacks_):
             # Not the prior discriminator's: what the encoder's loss leaves there is no gradient of its own.
             named = [(name, each) for name, each in model.named_parameters() if not name.startswith("prior.")]
@@ -411,6 +462,7 @@ class DIMNet(NeuralNet):
         self.prior_optimizer_.zero_grad(set_to_none=True)
         loss = self.module_.prior_discriminator_loss(embedding, self.generator)
         loss.backward()
+        self.group.average_gradients(self.module_.prior.parameters())
         self.prior_optimizer_.step()
         return loss
 

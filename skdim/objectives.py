@@ -10,6 +10,7 @@ so that a large set of negatives can be reduced a few rows at a time and never h
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -34,11 +35,19 @@ class Objective(NamedTuple):
         ``bound(positive, reduced, n_images, n_locations)`` estimates a lower bound of the mutual information, in nats,
         from what `loss` is given, where the negatives of a row are `n_locations` scores of each of `n_images`
         independent images; None where the objective bounds nothing.
+    merge : callable
+        ``merge(parts)`` maps what `reduce` makes of P parts of the negatives, each with the `count` of all, from shape
+        (P, N) to what it makes of all, of shape (N,).
+    pools : bool
+        Whether the loss of all images is not the mean of losses of a part of them each, but needs the reduced negatives
+        of all; which of them belong to which positives then makes no difference.
     """
 
     reduce: Callable[[Tensor, int], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
     bound: Callable[[Tensor, Tensor, int, int], Tensor] | None = None
+    merge: Callable[[Tensor], Tensor] = partial(torch.sum, dim=0)
+    pools: bool = False
 
     def __call__(self, positive: Tensor, negative: Tensor) -> Tensor:
         return self.loss(positive, self.reduce(negative, negative.shape[1]))
@@ -80,9 +89,13 @@ def _donsker_varadhan_loss(positive: Tensor, log_mean_exp: Tensor) -> Tensor:
     return torch.logsumexp(log_mean_exp, dim=0) - math.log(len(log_mean_exp)) - positive.mean()
 
 
-INFONCE = Objective(_log_sum_exp, _infonce_loss, _infonce_bound)
+_merge_log_sums = partial(torch.logsumexp, dim=0)
+
+INFONCE = Objective(_log_sum_exp, _infonce_loss, _infonce_bound, _merge_log_sums)
 JSD = Objective(_mean_softplus, _jsd_loss)
-DONSKER_VARADHAN = Objective(_log_mean_exp, _donsker_varadhan_loss, _donsker_varadhan_bound)
+DONSKER_VARADHAN = Objective(
+    _log_mean_exp, _donsker_varadhan_loss, _donsker_varadhan_bound, _merge_log_sums, pools=True
+)
 
 # Beyond this score an exponential goes on as its tangent.
 EXP_LIMIT = 10.0

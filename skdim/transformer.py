@@ -32,6 +32,7 @@ from skdim.devices import (
     resolve_device,
     resolve_precision,
 )
+from skdim.distributed import ALONE, Group, join, local_device
 from skdim.documentation import DocumentationLinkMixin
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.export import write_onnx
@@ -61,8 +62,8 @@ _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
 # Parameters that a checkpoint does not compare, because training is the same whatever they are, or because the images,
 # the resolved device and precision and the drawn seed are compared instead. Callbacks cannot be compared.
 _NOT_COMPARED = (
-    *("callbacks", "checkpoint_dir", "data_format", "device", "image_shape", "output_layer", "precision"),
-    *("random_state", "verbose", "warm_start"),
+    *("callbacks", "checkpoint_dir", "data_format", "device", "distributed", "gather_negatives", "image_shape"),
+    *("output_layer", "precision", "random_state", "verbose", "warm_start"),
 )
 _SEED = "seed drawn from random_state"
 
@@ -179,8 +180,9 @@ class DIMTransformer(
         Passes over the images. 0 gives the untrained encoder, the control for what training brings.
 
     batch_size : int, default=128
-        Most images in a batch. All batches have one size; where the images do not divide into such batches, a few
-        random ones are seen twice in an epoch. It also sets how many negatives there are with ``negatives="batch"``.
+        Most images in a batch, of all processes together where several train. All batches have one size; where the
+        images do not divide into such batches, a few random ones are seen twice in an epoch. It also sets how many
+        negatives there are with ``negatives="batch"``.
 
     lr : float, default=2e-3
         Learning rate of Adam; the highest one of the "one_cycle" schedule.
@@ -198,6 +200,16 @@ class DIMTransformer(
     compile : bool, default=False
         Whether to compile the training step with ``torch.compile``: a minute or so at the start of training, and
         faster steps where launching kernels is what takes the time.
+
+    distributed : bool, default=False
+        Whether all processes that ``torchrun`` or ``accelerate launch`` has started, or that have initialized
+        ``torch.distributed``, train one encoder together. Each of them calls `fit` with the same parameters and all
+        images, reads its share of each batch, and gets the same encoder: that of one process with the same
+        `batch_size`, up to rounding. "auto" and "cuda" are then the GPU of the process' number on its host.
+
+    gather_negatives : bool, default=True
+        With `distributed`, whether an embedding is told apart from the images of all processes. With False from those
+        of its own only, and embeddings do not travel.
 
     warm_start : bool, default=False
         Whether `fit` goes on from the last solution.
@@ -324,6 +336,8 @@ class DIMTransformer(
         "device": [str],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "compile": ["boolean"],
+        "distributed": ["boolean"],
+        "gather_negatives": ["boolean"],
         "warm_start": ["boolean"],
         "checkpoint_dir": [str, os.PathLike, None],
         "callbacks": [list, tuple, None],
@@ -360,6 +374,8 @@ class DIMTransformer(
         device: str = "auto",
         precision: str = "auto",
         compile: bool = False,
+        distributed: bool = False,
+        gather_negatives: bool = True,
         warm_start: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         callbacks: list[Callback] | None = None,
@@ -392,6 +408,8 @@ class DIMTransformer(
         self.device = device
         self.precision = precision
         self.compile = compile
+        self.distributed = distributed
+        self.gather_negatives = gather_negatives
         self.warm_start = warm_start
         self.checkpoint_dir = checkpoint_dir
         self.callbacks = callbacks
@@ -430,6 +448,8 @@ class DIMTransformer(
             If training diverges. The estimator is then as it was.
         torch.OutOfMemoryError
             If memory is short. The estimator is then as it was.
+        RuntimeError
+            If another process of a `distributed` training is lost or fails. The estimator is then as it was.
         """
         if self.warm_start and self.checkpoint_dir is not None:
             raise ValueError(
@@ -473,6 +493,8 @@ class DIMTransformer(
             If training diverges. The estimator is then as it was.
         torch.OutOfMemoryError
             If memory is short. The estimator is then as it was.
+        RuntimeError
+            If another process of a `distributed` training is lost or fails. The estimator is then as it was.
         """
         # scikit-learn's context checks them before the first call only.
         self._validate_params()
@@ -730,77 +752,131 @@ class DIMTransformer(
             "prior": self.prior_weight,
             "coordinate": self.coordinate_weight,
         }
-        check_weights(weights, self.prior_matching)
-        negatives = check_negatives(self.negatives, [name for name in ("local", "global") if weights[name]])
-        check_callbacks(self.callbacks, lr_schedule)
-        device = resolve_device(self.device)
-        if go_on:
-            self._check_same_encoder()
-        images = self._check_images(X, reset=not go_on, min_samples=2)
-        if isinstance(images, LoadedImages) and checkpoint_dir is not None:
-            raise ValueError(
-                "checkpoint_dir needs images in an order that can be taken up again, and a DataLoader draws its own: "
-                "pass its dataset."
-            )
-        if go_on:
-            self._warn_of_other_scale(images, stacklevel=5)
-        entropy = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        encoder_seed, net_seed = _split_seed(entropy)
-        with limited_threads(images.shape, device), self._advised_on_memory(device), ExitStack() as stack:
+        with ExitStack() as stack:
+            device = resolve_device(local_device(self.device) if self.distributed else self.device)
+            group = stack.enter_context(join(device)) if self.distributed else ALONE
+            with group.together():
+                check_weights(weights, self.prior_matching)
+                negatives = check_negatives(self.negatives, [name for name in ("local", "global") if weights[name]])
+                check_callbacks(self.callbacks, lr_schedule)
+                if go_on:
+                    self._check_same_encoder()
+                images = self._check_images(X, reset=not go_on, min_samples=2)
+                if isinstance(images, LoadedImages) and checkpoint_dir is not None:
+                    raise ValueError(
+                        "checkpoint_dir needs images in an order that can be taken up again, and a DataLoader draws "
+                        "its own: pass its dataset."
+                    )
+                if go_on:
+                    self._warn_of_other_scale(images, stacklevel=5)
+                common = self._describe_for_others(images, device, group, go_on=go_on) if self.distributed else {}
+            group.check_same(common)
+            entropy = group.broadcast(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
+            encoder_seed, net_seed = _split_seed(entropy)
+            stack.enter_context(limited_threads(images.shape, device))
+            stack.enter_context(self._advised_on_memory(device))
             if isinstance(images, LoadedImages):
                 # Its sampler and transforms draw from torch's global generators, if it has no generator of its own.
                 stack.enter_context(private_rng(encoder_seed, device))
             if not go_on:
-                self._start(images, encoder_seed)
+                self._start(images, encoder_seed, group)
             self._check_coordinates()
             standardize = Standardizer(self.mean_, self.std_, device)
             with private_rng(net_seed, device):
                 augmentation = check_augmentation(self.augmentation, standardize(images.head(2)))
-            checkpoints = stack.enter_context(self._open_checkpoints(checkpoint_dir, images, device, entropy))
+            checkpoints = stack.enter_context(self._open_checkpoints(checkpoint_dir, images, device, entropy, group))
             if checkpoints is not None and checkpoints.identity[_SEED] != entropy:
                 encoder_seed, net_seed = _split_seed(checkpoints.identity[_SEED])
                 self._build_encoder(images.shape, encoder_seed)
-            self._make_net(weights, negatives, augmentation, device, net_seed, keep=go_on)
+            self._make_net(weights, negatives, augmentation, device, net_seed, group, keep=go_on)
             self.net_.criterion_.weights = weights
             if isinstance(images, LoadedImages):
                 batches: Batches = LoadedBatches(images, standardize)
             else:
-                batches = Batches(images, standardize, self.batch_size, self.net_.generator)
+                batches = Batches(images, standardize, self.batch_size, self.net_.generator, group)
             if go_on:
                 stack.enter_context(self.net_.rolled_back_on_error())
             generators = []
             if not isinstance(self.encoder, str) or callable(self.augmentation):
                 # What the user brings may draw from torch's global generators, in dropout say; ours never do.
-                generators = stack.enter_context(private_rng(self.net_.draw_seed(), device))
-            progress = stack.enter_context(Progress(epochs, batches.n_drawn, self.verbose))
+                generators = stack.enter_context(private_rng(self.net_.draw_seed() + group.rank, device))
+            progress = stack.enter_context(Progress(epochs, batches.n_drawn, self.verbose, group.rank > 0))
             # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
             callbacks = [progress, *(self.callbacks or ()), *watchers]
             records = self.net_.train(
-                batches, epochs, self.lr, lr_schedule, callbacks, progress.step, checkpoints, generators
+                batches,
+                epochs,
+                self.lr,
+                lr_schedule,
+                callbacks,
+                progress.step,
+                checkpoints,
+                generators,
+                group,
+                self.gather_negatives,
             )
             self.encoder_.eval()
             self._check_finite_embeddings(images)
         self.__dict__.update(training_attributes(self.history_ + records))
 
+    def _describe_for_others(
+        self, images: Images | LoadedImages, device: torch.device, group: Group, *, go_on: bool
+    ) -> dict[str, Any]:
+        """Check what training together needs, and describe what all processes have to have the same of."""
+        if isinstance(images, LoadedImages):
+            raise ValueError(
+                "distributed=True needs images of which each process can read its share, and a DataLoader draws its "
+                "own: pass its dataset."
+            )
+        if self.compile:
+            raise ValueError("distributed=True needs compile=False: compiled code has no exchanges between processes.")
+        if min(self.batch_size, len(images)) < 2 * group.size:
+            raise ValueError(
+                f"distributed=True with {group.size} processes needs {2 * group.size} images in a batch at least, two "
+                f"for each, got batch_size={self.batch_size} and {len(images)} images."
+            )
+        return {
+            **self._describe_training(images, device),
+            "images": f"{len(images)} of shape {images.shape}, {images.dtype}",
+            "first images": describe(images.head(2).numpy()),
+            "gather_negatives": self.gather_negatives,
+            "callbacks": [type(each).__name__ for each in self.callbacks or ()],
+            "fitted before": go_on,
+        }
+
+    def _describe_training(self, images: Images, device: torch.device) -> dict[str, Any]:
+        """Describe what training depends on, beside the images, by what can be compared."""
+        params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_COMPARED}
+        return {
+            **{name: describe(value) for name, value in params.items()},
+            "device": device.type,
+            "precision": str(resolve_precision(self.precision, device, images.shape) or torch.float32),
+        }
+
     def _open_checkpoints(
-        self, folder: str | os.PathLike[str] | None, images: Images | LoadedImages, device: torch.device, seed: int
+        self,
+        folder: str | os.PathLike[str] | None,
+        images: Images | LoadedImages,
+        device: torch.device,
+        seed: int,
+        group: Group,
     ) -> AbstractContextManager[Checkpoints | None]:
         """Open the directory of checkpoints for the training that parameters, images and seed make."""
         if folder is None or isinstance(images, LoadedImages):
             return nullcontext()
-        params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_COMPARED}
+        identity = self._describe_training(images, device)
         if self.lr_schedule == "constant":
             # More epochs then go on from the end of fewer.
-            del params["max_epochs"]
-        identity = {
-            **{name: describe(value) for name, value in params.items()},
-            "device": device.type,
-            "precision": str(resolve_precision(self.precision, device, images.shape) or torch.float32),
+            del identity["max_epochs"]
+        identity |= {
             _SEED: seed,
-            "images": describe_images(images),
+            "images": describe_images(images) if group.rank == 0 else None,
             "version": __version__,
         }
-        return Checkpoints(folder, identity, adopted=[_SEED] if self.random_state is None else [])
+        if group.size > 1:
+            identity |= {"processes": group.size, "gather_negatives": self.gather_negatives}
+        adopted = [_SEED] if self.random_state is None else []
+        return Checkpoints(folder, identity, adopted, group)
 
     @contextmanager
     def _advised_on_memory(self, device: torch.device) -> Iterator[None]:
@@ -825,14 +901,14 @@ class DIMTransformer(
                 "use precision='float32'."
             )
 
-    def _start(self, images: Images | LoadedImages, seed: int) -> None:
+    def _start(self, images: Images | LoadedImages, seed: int, group: Group) -> None:
         """Set everything that a fit sets and going on keeps."""
         self._build_encoder(images.shape, seed)
         self._check_output_layer()
         self._encoder_spec = self.encoder
         self._encoder_options = self._get_encoder_options()
         self.image_shape_ = images.shape
-        self.mean_, self.std_ = channel_statistics(images)
+        self.mean_, self.std_ = channel_statistics(images, group)
         self._trained_on_uint8 = images.dtype == np.uint8
         self.history_ = []
 
@@ -857,6 +933,7 @@ class DIMTransformer(
         augmentation: Augmentation | None,
         device: torch.device,
         seed: int,
+        group: Group,
         *,
         keep: bool,
     ) -> None:
@@ -864,7 +941,17 @@ class DIMTransformer(
         critics = (self.discriminator, self.mi_units, self.mi_estimator, negatives, self.local_samples)
         prior = (self.prior, self.prior_matching, self.prior_weight if self.prior_matching == "noise" else None)
         terms = [name for name, weight in weights.items() if weight]
-        built_for = (terms, critics, prior, augmentation, self.occlusion, self.precision, self.compile, device)
+        built_for = (
+            terms,
+            critics,
+            prior,
+            augmentation,
+            self.occlusion,
+            self.precision,
+            self.compile,
+            device,
+            group.size,
+        )
         if keep and hasattr(self, "net_") and built_for == self._built_for and device == self.device_:
             return
         if keep:
@@ -895,10 +982,15 @@ class DIMTransformer(
         place(model, device)
         if self.compile:
             model.compile()
+        generator = own_generator = torch.Generator(device).manual_seed(seed)
+        if group.size > 1:
+            own_seed = np.random.SeedSequence((seed, group.rank)).generate_state(1)
+            own_generator = torch.Generator(device).manual_seed(int(own_seed[0]))
         self.net_ = DIMNet(
             model,
             autocast_dtype=resolve_precision(self.precision, device, self.image_shape_),
-            generator=torch.Generator(device).manual_seed(seed),
+            generator=generator,
+            own_generator=own_generator,
             augmentation=augmentation,
         ).initialize()
         self.discriminators_ = model.discriminators

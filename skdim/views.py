@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from skdim.distributed import ALONE, Group
+
 __all__ = ["Augmentation", "Occlusion", "StandardAugmentation", "check_augmentation"]
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -151,7 +153,7 @@ class Occlusion:
         self._spans = [torch.from_numpy(all_spans).to(device) for all_spans, _ in spans]
         self._sparing = [torch.from_numpy(all_spans[is_sparing]).to(device) for all_spans, is_sparing in spans]
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, group: Group = ALONE) -> Tensor:
         """Hide a random block of each image.
 
         Parameters
@@ -160,6 +162,8 @@ class Occlusion:
             Standardised images.
         generator : torch.Generator
             On the device of the images.
+        group : Group, default=ALONE
+            The processes that draw in step.
 
         Returns
         -------
@@ -167,7 +171,7 @@ class Occlusion:
             The images with a block of zeros, the channel's mean, each.
         """
         n_images, _, height, width = images.shape
-        draws = torch.rand((3, n_images), generator=generator, device=images.device)
+        draws = group.draw(torch.rand, (3, n_images), generator, dim=1)
         # One axis has to spare a location; the other one may be hidden from end to end.
         share = len(self._sparing[0]) / (len(self._sparing[0]) + len(self._sparing[1]))
         by_rows = draws[2] < share
