@@ -210,8 +210,15 @@ def check_images(
         If shapes do not fit, are ambiguous or empty, or there are NaN or infinite values.
     TypeError
         If `X` is sparse, or holds what is no number.
+
+    Warns
+    -----
+    UserWarning
+        If a first fit gets an `image_shape` that looks like height, width and channels.
     """
     name = type(estimator).__name__
+    if reset and image_shape is not None and data_format != "channels_first":
+        _warn_of_channels_last(image_shape)
     if isinstance(X, DataLoader):
         raise TypeError(
             "X is a DataLoader, but images are needed here that can be read in any order, or again: pass its dataset."
@@ -429,6 +436,18 @@ def _guess_shape(n_features: int) -> ImageShape:
             stacklevel=7,
         )
     return 1, 1, n_features
+
+
+def _warn_of_channels_last(image_shape: ImageShape) -> None:
+    channels, height, width = image_shape
+    if channels == height > width and width in (1, 3, 4):
+        warnings.warn(
+            f"image_shape={image_shape} is read as (C, H, W), images of {channels} channels of {height} x {width}. For "
+            f"rows of (H, W, C) images set image_shape=({width}, {channels}, {height}) and "
+            "data_format='channels_last'; data_format='channels_first' silences this warning.",
+            UserWarning,
+            stacklevel=7,
+        )
 
 
 def _infer_layout(
