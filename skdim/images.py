@@ -468,9 +468,11 @@ def _infer_layout(
             candidates.setdefault((c, a, b), True)
     if image_shape is not None and image_shape not in candidates:
         found = " or ".join(str(shape) for shape in candidates)
+        is_one_image = array_shape in (image_shape, (*image_shape[1:], image_shape[0]))
+        hint = "; if X is one image, pass X[None]" if is_one_image else ""
         raise ValueError(
             f"X of shape {array_shape} has images of shape {found} (channels, height, width), but {name} is expecting "
-            f"images of shape {image_shape}."
+            f"images of shape {image_shape}{hint}."
         )
     if len(array_shape) == 4 and data_format == "auto":
         # A cube has the same image shape either way. Else the channels are the axis shorter than both others, and
