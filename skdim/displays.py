@@ -41,6 +41,9 @@ NO_TERMS = ("seconds", "images_per_second")
 THUMBNAIL = 22
 
 
+# Lines of a legend that a figure of the usual size has room for.
+LEGEND_ROWS = 16
+
 class TrainingCurveDisplay:
     """Every loss term, epoch by epoch.
 
@@ -199,7 +202,8 @@ class EmbeddingDisplay:
         projection : {"pca", "tsne"} or transformer, default="pca"
             What brings the embeddings to two dimensions, by its ``fit_transform``.
         n_thumbnails : int, default=0
-            At most so many images are drawn at their points, none over another.
+            At most so many images are drawn at their points. There are fewer where points are close, because none is
+            drawn over another; `thumbnails_` tells which there are.
         random_state : int, RandomState instance or None, default=None
             Of "tsne".
         ax : matplotlib.axes.Axes, default=None
@@ -235,7 +239,8 @@ class EmbeddingDisplay:
         Parameters
         ----------
         n_thumbnails : int, default=0
-            At most so many images are drawn at their points, none over another.
+            At most so many images are drawn at their points. There are fewer where points are close, because none is
+            drawn over another; `thumbnails_` tells which there are.
         ax : matplotlib.axes.Axes, default=None
             Where to plot; None makes a figure.
         **scatter_kwargs
@@ -251,6 +256,8 @@ class EmbeddingDisplay:
         x, y = np.asarray(self.coordinates).T
         frames = np.full(len(x), "black", dtype=object)
         if self.y is None:
+        if n_thumbnails < 0:
+            raise ValueError(f"n_thumbnails must be at least 0, got {n_thumbnails}.")
             self.ax_.scatter(x, y, **({"color": COLORS[0]} | points))
         elif type_of_target(self.y) in ("binary", "multiclass"):
             labels = np.asarray(self.y)

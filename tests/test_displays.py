@@ -111,6 +111,18 @@ class FirstTwo(BaseEstimator):
     def fit_transform(self, X):
         return X[:, :2]
 
+def test_many_classes_leave_room_for_the_points():
+    y = np.array([f"kind {i}" for i in range(30)])
+    display = EmbeddingDisplay(np.random.default_rng(0).random((30, 2)), y=y).plot()
+    display.figure_.canvas.draw()
+    axes, page = display.ax_.get_window_extent(), display.figure_.bbox
+    assert axes.width > page.width / 2
+    assert axes.height > 0.8 * page.height
+    legend = display.ax_.get_legend().get_window_extent()
+    assert page.y0 <= legend.y0 < legend.y1 <= page.y1
+    assert legend.x1 <= page.x1
+
+
 
 def test_embedding_projections(fitted, colour_images):
     X, _ = colour_images
@@ -142,6 +154,8 @@ def test_thumbnails_are_the_images_and_do_not_overlap(fitted, colour_images):
 
 @pytest.mark.parametrize(("metric", "order"), [("manhattan", 1), ("euclidean", 2)])
 def test_neighbors(fitted, colour_images, metric, order):
+    with pytest.raises(ValueError, match="n_thumbnails must be at least 0, got -1"):
+        EmbeddingDisplay.from_estimator(fitted, X, y, n_thumbnails=-1)
     X, _ = colour_images
     display = NeighborsDisplay.from_estimator(fitted, X[:3], X[3:], n_neighbors=2, metric=metric)
     Z = fitted.transform(X)
