@@ -60,7 +60,7 @@ for ax, prior in zip(axes, priors, strict=True):
     drawn = ax.imshow(values, vmin=min(accuracy.values()), vmax=max(accuracy.values()), cmap="viridis")
     for (row, column), value in np.ndenumerate(values):
         dark = value < (min(accuracy.values()) + max(accuracy.values())) / 2
-        ax.text(column, row, f"{value:.0f}", ha="center", va="center", color="white" if dark else "black")
+        ax.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if dark else "black")
     ax.set(title=f"prior_weight={prior}", xlabel="global_weight")
     ax.set_xticks(range(len(globals_)), globals_)
     ax.set_yticks(range(len(locals_)), locals_)

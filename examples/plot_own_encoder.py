@@ -80,6 +80,6 @@ _, axes = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained", sharey=Tru
 for ax, title, fitted in zip(axes, ["SmallEncoder", "LayerEncoder"], [dim, layered], strict=True):
     TrainingCurveDisplay.from_estimator(fitted, ax=ax)
     accuracy, retrieval = knn_scorer(fitted, X_test, y_test), retrieval_scorer(fitted, X_test)
-    ax.set_title(f"{title}: neighbours {100 * accuracy:.1f} %, retrieval {retrieval:.2f}")
+    ax.set_title(f"{title}\nneighbours {100 * accuracy:.1f} %, retrieval {retrieval:.2f}")
 axes[0].get_legend().remove()
 plt.show()

@@ -26,7 +26,7 @@ def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
     Raises
     ------
     OSError
-        If the file cannot be written.
+        If the file cannot be written. The error names `path`.
     """
     # Not tempfile, whose files only their owner can read: the mode is the umask's.
     # Cut, because a name may be as long as a name can be.
@@ -37,8 +37,10 @@ def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
 

@@ -1,5 +1,8 @@
 """Plots of a fitted transformer, in the way of scikit-learn's displays. They need matplotlib.
 
+Of a fitted Pipeline its `DIMTransformer` is shown, with the images as the steps before it leave them; the steps behind
+it do not count.
+
 Images are shown in grey if they have one channel and in colour if they have three. Of any other number of channels the
 first three principal components of the pixels shown are the red, green and blue.
 """
@@ -13,6 +16,7 @@ from sklearn import config_context
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
@@ -36,6 +40,9 @@ MARKERS = "o^sDvP*X"
 
 # What the history has beside losses and bounds.
 NO_TERMS = ("seconds", "images_per_second")
+
+# Lines of a legend that a figure of the usual size has room for.
+LEGEND_ROWS = 16
 
 # Width of a thumbnail, in points.
 THUMBNAIL = 22
@@ -79,7 +86,7 @@ class TrainingCurveDisplay:
 
         Parameters
         ----------
-        estimator : DIMTransformer
+        estimator : DIMTransformer or Pipeline
             Fitted.
         ax : matplotlib.axes.Axes, default=None
             Where to plot; None makes a figure.
@@ -91,8 +98,8 @@ class TrainingCurveDisplay:
         TrainingCurveDisplay
             The display.
         """
-        check_is_fitted(estimator)
-        return cls(estimator.history_).plot(ax=ax, **line_kwargs)
+        dim, _ = _transformer(cls, estimator)
+        return cls(dim.history_).plot(ax=ax, **line_kwargs)
 
     def plot(self, *, ax: Any = None, **line_kwargs: Any) -> Self:
         """Plot.
@@ -190,7 +197,7 @@ class EmbeddingDisplay:
 
         Parameters
         ----------
-        estimator : DIMTransformer
+        estimator : DIMTransformer or Pipeline
             Fitted.
         X : array-like
             Images, as for `DIMTransformer.transform`.
@@ -199,7 +206,8 @@ class EmbeddingDisplay:
         projection : {"pca", "tsne"} or transformer, default="pca"
             What brings the embeddings to two dimensions, by its ``fit_transform``.
         n_thumbnails : int, default=0
-            At most so many images are drawn at their points, none over another.
+            At most so many images are drawn at their points. There are fewer where points are close, because none is
+            drawn over another; `thumbnails_` tells which there are.
         random_state : int, RandomState instance or None, default=None
             Of "tsne".
         ax : matplotlib.axes.Axes, default=None
@@ -213,7 +221,8 @@ class EmbeddingDisplay:
             The display.
         """
         _pyplot(f"{cls.__name__}.from_estimator")
-        Z = _embed(estimator, X)
+        dim, (X,) = _transformer(cls, estimator, X)
+        Z = _embed(dim, X)
         if y is not None:
             check_consistent_length(Z, y)
         axis_labels = ("", "")
@@ -225,7 +234,7 @@ class EmbeddingDisplay:
             perplexity = min(30.0, (len(Z) - 1) / 3)
             projection = PCA(2) if projection == "pca" else TSNE(2, perplexity=perplexity, random_state=random_state)
         coordinates = np.asarray(projection.fit_transform(Z))
-        pictures = as_pictures(_images(estimator, X)) if n_thumbnails else None
+        pictures = as_pictures(_images(dim, X)) if n_thumbnails else None
         display = cls(coordinates, y=y, pictures=pictures, axis_labels=axis_labels)
         return display.plot(n_thumbnails=n_thumbnails, ax=ax, **scatter_kwargs)
 
@@ -235,7 +244,8 @@ class EmbeddingDisplay:
         Parameters
         ----------
         n_thumbnails : int, default=0
-            At most so many images are drawn at their points, none over another.
+            At most so many images are drawn at their points. There are fewer where points are close, because none is
+            drawn over another; `thumbnails_` tells which there are.
         ax : matplotlib.axes.Axes, default=None
             Where to plot; None makes a figure.
         **scatter_kwargs
@@ -246,6 +256,8 @@ class EmbeddingDisplay:
         EmbeddingDisplay
             The display.
         """
+        if n_thumbnails < 0:
+            raise ValueError(f"n_thumbnails must be at least 0, got {n_thumbnails}.")
         self.ax_, self.figure_ = _axes(self, ax)
         points = {"s": 14, "linewidths": 0} | scatter_kwargs
         x, y = np.asarray(self.coordinates).T
@@ -262,7 +274,7 @@ class EmbeddingDisplay:
             _legend_beside(self.ax_)
         else:
             drawn = self.ax_.scatter(x, y, c=np.asarray(self.y), **({"cmap": "viridis"} | points))
-            self.figure_.colorbar(drawn, ax=self.ax_)
+            self.figure_.colorbar(drawn, ax=self.ax_, label="y")
         self.ax_.set(xlabel=self.axis_labels[0], ylabel=self.axis_labels[1], xticks=[], yticks=[])
         self.thumbnails_ = self._draw_thumbnails(n_thumbnails, frames)
         return self
@@ -334,7 +346,7 @@ class NeighborsDisplay:
 
         Parameters
         ----------
-        estimator : DIMTransformer
+        estimator : DIMTransformer or Pipeline
             Fitted.
         X_query : array-like of q images
             Images to find neighbours of. One that is in `X` too is its own nearest neighbour.
@@ -353,11 +365,12 @@ class NeighborsDisplay:
             The display.
         """
         _pyplot(f"{cls.__name__}.from_estimator")
-        search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric).fit(_embed(estimator, X))
-        distances, indices = search.kneighbors(_embed(estimator, X_query))
+        dim, (X_query, X) = _transformer(cls, estimator, X_query, X)
+        search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric).fit(_embed(dim, X))
+        distances, indices = search.kneighbors(_embed(dim, X_query))
         # Together, so that they are scaled alike.
-        found = pixel_values(_images(estimator, X), indices.ravel())
-        pictures = to_rgb(np.concatenate([pixel_values(_images(estimator, X_query)), found]))
+        found = pixel_values(_images(dim, X), indices.ravel())
+        pictures = to_rgb(np.concatenate([pixel_values(_images(dim, X_query)), found]))
         queries, neighbors = np.split(pictures, [len(indices)])
         return cls(queries, neighbors.reshape(*indices.shape, *pictures.shape[1:]), indices, distances).plot(ax=ax)
 
@@ -420,7 +433,7 @@ class ScoreMapDisplay:
 
         Parameters
         ----------
-        estimator : DIMTransformer
+        estimator : DIMTransformer or Pipeline
             Fitted in this process with a `local_weight`: a loaded one has no critics.
         X : array-like of n images
             Images to show.
@@ -440,18 +453,18 @@ class ScoreMapDisplay:
             If there is no local critic, or no other image.
         """
         _pyplot(f"{cls.__name__}.from_estimator")
-        check_is_fitted(estimator)
-        if "local" not in getattr(estimator, "discriminators_", {}):
+        dim, (X, background) = _transformer(cls, estimator, X, background)
+        if "local" not in getattr(dim, "discriminators_", {}):
             raise ValueError(
                 f"{cls.__name__} needs the local critic, discriminators_['local']: fit with a local_weight above 0 in "
                 "this process; a loaded or copied estimator has no critics."
             )
-        images = _images(estimator, X)
-        others = None if background is None else _images(estimator, background)
+        images = _images(dim, X)
+        others = None if background is None else _images(dim, background)
         if others is None and len(images) < 2:
             raise ValueError("X has a single image: set background to the images to compare it with.")
-        standardize = Standardizer(estimator.mean_, estimator.std_, estimator.device_)
-        scores = local_scores(estimator.net_.module_, images, others, standardize)
+        standardize = Standardizer(dim.mean_, dim.std_, dim.device_)
+        scores = local_scores(dim.net_.module_, images, others, standardize)
         return cls(as_pictures(images), scores.numpy()).plot(ax=ax)
 
     def plot(self, *, ax: Any = None, alpha: float = 0.7, cmap: str = "viridis") -> Self:
@@ -487,7 +500,7 @@ class ScoreMapDisplay:
         )
         # In axes of its own it is as high as the images.
         beside = self.ax_.inset_axes((1.01, 0, 0.015, 1))
-        self.colorbar_ = self.figure_.colorbar(drawn, cax=beside, label="Relative score")
+        self.colorbar_ = self.figure_.colorbar(drawn, cax=beside, label="Score: high where\nit knows more")
         self.ax_.set_xticks(xs, [str(i) for i in range(n_images)])
         self.ax_.set_yticks(ys, ["Image", "Scores"])
         self.ax_.set_title("What the embedding knows about")
@@ -498,7 +511,8 @@ class ScoreMapDisplay:
 class FilterDisplay:
     """Filters of the encoder's first convolution.
 
-    Zero, or the mean of principal components, is mid-grey. Filters share one scale.
+    Of other than one or three channels, the colours are their first three principal components. Zero, or the mean of
+    principal components, is mid-grey. Filters share one scale.
 
     Parameters
     ----------
@@ -522,7 +536,7 @@ class FilterDisplay:
 
         Parameters
         ----------
-        estimator : DIMTransformer
+        estimator : DIMTransformer or Pipeline
             Fitted.
         ax : matplotlib.axes.Axes, default=None
             Where to plot; None makes a figure.
@@ -537,10 +551,10 @@ class FilterDisplay:
         ValueError
             If the encoder has no 2-D convolution.
         """
-        check_is_fitted(estimator)
-        convolution = next((m for m in estimator.encoder_.modules() if isinstance(m, nn.Conv2d)), None)
+        dim, _ = _transformer(cls, estimator)
+        convolution = next((m for m in dim.encoder_.modules() if isinstance(m, nn.Conv2d)), None)
         if convolution is None:
-            raise ValueError(f"The encoder {type(estimator.encoder_).__name__} has no 2-D convolution.")
+            raise ValueError(f"The encoder {type(dim.encoder_).__name__} has no 2-D convolution.")
         return cls(convolution.weight.detach().float().cpu().numpy()).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> Self:
@@ -568,7 +582,10 @@ class FilterDisplay:
         tiles = tiles.reshape(n_rows, n_columns, height, width, 3)
         self.ax_, self.figure_ = _axes(self, ax)
         self.ax_.imshow(mosaic(tiles)[0], interpolation="nearest")
-        self.ax_.set(xticks=[], yticks=[], title=f"First convolution: {n_filters} filters of {height} x {width}")
+        title = f"First convolution: {n_filters} filters of {height} x {width}"
+        if n_channels not in (1, 3):
+            title += f"\nColours: principal components of the {n_channels} channels"
+        self.ax_.set(xticks=[], yticks=[], title=title)
         _bare(self.ax_)
         return self
 
@@ -591,8 +608,35 @@ def _axes(display: object, ax: Any, figsize: tuple[float, float] | None = None) 
     return ax, ax.figure
 
 
+def _transformer(display: type, estimator: Any, *inputs: Any) -> tuple[DIMTransformer, list[Any]]:
+    """Find a pipeline's transformer, and inputs, but for None, as it gets them."""
+    steps = [] if not isinstance(estimator, Pipeline) else [step for _, step in estimator.steps]
+    place = next((i for i, step in enumerate(steps) if isinstance(step, DIMTransformer)), 0)
+    if place:
+        before = estimator[:place]
+        inputs = tuple(None if X is None else before.transform(X) for X in inputs)
+    dim = steps[place] if steps else estimator
+    if not isinstance(dim, DIMTransformer):
+        raise TypeError(
+            f"{display.__name__} needs a fitted DIMTransformer or a Pipeline with one, got a "
+            f"{type(estimator).__name__}: pass the step that is a DIMTransformer, of a search "
+            "search.best_estimator_['dim'] for instance."
+        )
+    check_is_fitted(dim)
+    return dim, list(inputs)
+
+
 def _legend_beside(ax: Any) -> None:
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False, markerscale=2)
+    n_columns = ceil(len(ax.get_legend_handles_labels()[1]) / LEGEND_ROWS)
+    ax.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        borderaxespad=0.0,
+        frameon=False,
+        markerscale=2,
+        ncols=n_columns,
+        **({"fontsize": "small", "columnspacing": 1.0, "handletextpad": 0.2} if n_columns > 1 else {}),
+    )
 
 
 def _bare(ax: Any) -> None:

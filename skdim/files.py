@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,8 @@ def read_images(
     Parameters
     ----------
     files : str or path-like, or sequence of str, path-like or PIL.Image.Image
-        At least one image, of any format that Pillow reads; of an animation or a stack, the first. A folder stands for
+        At least one image, of any format that Pillow reads; of an animation or a stack of pages only the first, or the
+        one to which a Pillow image was brought by its ``seek``. A folder stands for
         the image files in it and in the folders in it, in the order of their paths, but for hidden ones; these are
         files whose names end in ".jpg", ".png", ".tif" and the like.
     size : tuple of int, default=None
@@ -84,7 +86,14 @@ def read_images(
         cache cannot be written.
     ValueError
         If there are no images, sizes differ, or some images are grey of more than 8 bits and others, or `mode`, are
-        not; if there is a file at `cache` that this function did not write, or a Pillow image is to go there.
+        not; if `size` or `mode` is none of its kind; if there is a file at `cache` that this function did not write, or
+        a Pillow image is to go there.
+
+    Warns
+    -----
+    UserWarning
+        If files have more pages or frames than the first. To have all, read them with Pillow:
+        ``[page.copy() for page in PIL.ImageSequence.Iterator(image)]``. The preview in a photo of a telephone is none.
 
     Examples
     --------
@@ -95,6 +104,8 @@ def read_images(
     """
     if mode not in (None, "L", "RGB", "RGBA"):
         raise ValueError(f"mode must be 'L', 'RGB', 'RGBA' or None, got {mode!r}.")
+    if size is not None and not _is_size(size):
+        raise ValueError(f"size must be two positive integers (height, width) or None, got {size!r}.")
     if isinstance(files, str | os.PathLike):
         files = _files_in(Path(files))
     if len(files) == 0:
@@ -127,7 +138,8 @@ def _prepare(
     parallel = Parallel(n_jobs=n_jobs, require="sharedmem")
     # Headers first: what does not fit together is found before the long work.
     headers = parallel(delayed(_read_header)(index, file) for index, file in enumerate(files))
-    sizes, kinds = zip(*headers, strict=True)
+    sizes, kinds, n_pages = zip(*headers, strict=True)
+    _warn_of_pages(files, n_pages, stacklevel=4)
     height, width = size or _common_size(files, sizes)
     kind = _common_kind(files, kinds, mode)
 
@@ -144,7 +156,8 @@ def _prepare(
 
 def picture_as_array(image: Any, mode: str | None) -> NDArray[Any]:
     """Return the pixels of a single Pillow image, as `read_images` reads it."""
-    (height, width), kind = _read_header(0, image)
+    (height, width), kind, n_pages = _read_header(0, image)
+    _warn_of_pages([image], (n_pages,), stacklevel=3)
     return _pixels(image, _common_kind([image], (kind,), mode), (width, height))
 
 
@@ -223,13 +236,42 @@ def _opened(index: int, file: Any) -> Iterator[Any]:
         raise kind(f"Image {index}, {os.fspath(file)!r}, cannot be read: {error}") from error
 
 
-def _read_header(index: int, file: Any) -> tuple[tuple[int, int], str]:
-    """Height and width, and "L", "RGB" or "deep", of an image."""
+def _is_size(size: Any) -> bool:
+    return np.shape(size) == (2,) and all(isinstance(side, int | np.integer) and side > 0 for side in size)
+
+
+def _read_header(index: int, file: Any) -> tuple[tuple[int, int], str, int]:
+    """Height and width, "L", "RGB" or "deep", and the number of pages, of an image."""
     with _opened(index, file) as image:
         height, width = image.height, image.width
         if image.getexif().get(ORIENTATION_TAG, 1) >= 5:
             height, width = width, height
-        return (height, width), "L" if image.mode in GREY_MODES else "deep" if image.mode in DEEP_MODES else "RGB"
+        kind = "L" if image.mode in GREY_MODES else "deep" if image.mode in DEEP_MODES else "RGB"
+        return (height, width), kind, _count_pages(image)
+
+
+def _count_pages(image: Any) -> int:
+    # What a photo has beside itself is a preview, and a page that was sought is meant.
+    if image.format == "MPO" or image.tell() > 0:
+        return 1
+    try:
+        return getattr(image, "n_frames", 1)
+    # Pages behind the first may be damaged, or the file closed, which the first needn't mind.
+    except Exception:
+        return 1
+
+
+def _warn_of_pages(files: Sequence[Any], n_pages: tuple[int, ...], stacklevel: int) -> None:
+    stacks = [index for index, n in enumerate(n_pages) if n > 1]
+    if stacks:
+        index, others = stacks[0], f", and so of {len(stacks) - 1} more" if len(stacks) > 1 else ""
+        warnings.warn(
+            f"Image {index}, {files[index]!r}, has {n_pages[index]} pages or frames, of which only the first is "
+            f"read{others}. To have all, pass each as a Pillow image: "
+            "[page.copy() for page in PIL.ImageSequence.Iterator(image)].",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def _common_size(files: Sequence[Any], sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:

@@ -213,8 +213,15 @@ def check_images(
         If shapes do not fit, are ambiguous or empty, or there are NaN or infinite values.
     TypeError
         If `X` is sparse, or holds what is no number.
+
+    Warns
+    -----
+    UserWarning
+        If a first fit gets an `image_shape` that looks like height, width and channels.
     """
     name = type(estimator).__name__
+    if reset and image_shape is not None and data_format != "channels_first":
+        _warn_of_channels_last(image_shape)
     if isinstance(X, DataLoader):
         raise TypeError(
             "X is a DataLoader, but images are needed here that can be read in any order, or again: pass its dataset."
@@ -434,6 +441,18 @@ def _guess_shape(n_features: int) -> ImageShape:
     return 1, 1, n_features
 
 
+def _warn_of_channels_last(image_shape: ImageShape) -> None:
+    channels, height, width = image_shape
+    if channels == height > width and width in (1, 3, 4):
+        warnings.warn(
+            f"image_shape={image_shape} is read as (C, H, W), images of {channels} channels of {height} x {width}. For "
+            f"rows of (H, W, C) images set image_shape=({width}, {channels}, {height}) and "
+            "data_format='channels_last'; data_format='channels_first' silences this warning.",
+            UserWarning,
+            stacklevel=7,
+        )
+
+
 def _infer_layout(
     array_shape: tuple[int, ...], image_shape: ImageShape | None, data_format: str, name: str
 ) -> tuple[ImageShape, bool]:
@@ -452,9 +471,11 @@ def _infer_layout(
             candidates.setdefault((c, a, b), True)
     if image_shape is not None and image_shape not in candidates:
         found = " or ".join(str(shape) for shape in candidates)
+        is_one_image = array_shape in (image_shape, (*image_shape[1:], image_shape[0]))
+        hint = "; if X is one image, pass X[None]" if is_one_image else ""
         raise ValueError(
             f"X of shape {array_shape} has images of shape {found} (channels, height, width), but {name} is expecting "
-            f"images of shape {image_shape}."
+            f"images of shape {image_shape}{hint}."
         )
     if len(array_shape) == 4 and data_format == "auto":
         # A cube has the same image shape either way. Else the channels are the axis shorter than both others, and

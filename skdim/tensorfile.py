@@ -25,6 +25,16 @@ __all__ = ["InvalidFileError", "check_names", "check_shapes", "read_header", "re
 # Ten thousand epochs or columns fit; the most wasteful JSON of this size takes 0.1 GB to parse.
 MAX_HEADER_BYTES = 1 << 22
 
+# How files of other kinds begin. As lengths of headers, all of these are far beyond the most.
+FOREIGN = {
+    b"PK\3\4": "a zip archive, as torch.save writes it",
+    **{
+        bytes([0x80, protocol]): "a pickle, which joblib.load or pickle.load reads, if you trust where it is from: "
+        "loading it runs whatever it says"
+        for protocol in (2, 3, 4, 5)
+    },
+}
+
 
 class InvalidFileError(ValueError):
     """A file does not hold what `DIMTransformer.save` writes, or not for this class."""
@@ -87,7 +97,12 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, An
         raise InvalidFileError("it is empty")
     if size < 8:
         raise InvalidFileError("it is truncated")
-    length = int.from_bytes(file.read(8), "little")
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if length > MAX_HEADER_BYTES:
+        for beginning, kind in FOREIGN.items():
+            if start.startswith(beginning):
+                raise InvalidFileError(f"it is no safetensors file; it begins like {kind}")
     if length > min(size - 8, MAX_HEADER_BYTES):
         raise InvalidFileError(f"it is truncated or no safetensors file: it declares a header of {length} bytes")
     declared = _parse_json(file.read(length), "header")

@@ -7,6 +7,10 @@ import torch
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
+from sklearn.dummy import DummyClassifier
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import nn
 
 from skdim import DIMTransformer
@@ -96,7 +100,7 @@ def test_embedding_by_value_has_a_colour_bar(fitted, colour_images):
     display = EmbeddingDisplay.from_estimator(fitted, X, values)
     (points,) = display.ax_.collections
     assert np.array_equal(points.get_array(), values)
-    assert len(display.figure_.axes) == 2
+    assert display.figure_.axes[1].get_ylabel() == "y"
     assert display.ax_.get_legend() is None
 
 
@@ -105,6 +109,18 @@ def test_more_classes_than_colours_are_told_apart():
     drawn = display.ax_.collections
     looks = {(tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes()) for points in drawn}
     assert len(looks) == 30
+
+
+def test_many_classes_leave_room_for_the_points():
+    y = np.array([f"kind {i}" for i in range(30)])
+    display = EmbeddingDisplay(np.random.default_rng(0).random((30, 2)), y=y).plot()
+    display.figure_.canvas.draw()
+    axes, page = display.ax_.get_window_extent(), display.figure_.bbox
+    assert axes.width > page.width / 2
+    assert axes.height > 0.8 * page.height
+    legend = display.ax_.get_legend().get_window_extent()
+    assert page.y0 <= legend.y0 < legend.y1 <= page.y1
+    assert legend.x1 <= page.x1
 
 
 class FirstTwo(BaseEstimator):
@@ -138,6 +154,8 @@ def test_thumbnails_are_the_images_and_do_not_overlap(fitted, colour_images):
     assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[:i])
     with pytest.raises(ValueError, match="n_thumbnails needs pictures"):
         EmbeddingDisplay(display.coordinates).plot(n_thumbnails=1)
+    with pytest.raises(ValueError, match="n_thumbnails must be at least 0, got -1"):
+        EmbeddingDisplay.from_estimator(fitted, X, y, n_thumbnails=-1)
 
 
 @pytest.mark.parametrize(("metric", "order"), [("manhattan", 1), ("euclidean", 2)])
@@ -190,7 +208,7 @@ def test_score_maps(colour_images, params, with_background):
     assert np.ma.getmaskarray(drawn)[:12].all()  # the images themselves have no scores over them
     assert drawn[-12, 0] == display.scores[0, 0, 0]
     assert drawn[-1, -1] == display.scores[-1, -1, -1]
-    assert display.colorbar_.ax.get_ylabel() == "Relative score"
+    assert display.colorbar_.ax.get_ylabel() == "Score: high where\nit knows more"
     assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["Image", "Scores"]
 
 
@@ -217,6 +235,32 @@ def test_filters(fitted):
     np.testing.assert_allclose(canvas[-1, -1], 0.5 + weight[-1, :, -1, -1] / largest / 2, rtol=1e-5)
 
 
+def test_a_pipeline_stands_for_its_transformer_and_the_steps_before_it(fitted, colour_images):
+    X, y = colour_images
+    flip = FunctionTransformer(np.flip, kw_args={"axis": 3})
+    pipeline = Pipeline([("flip", flip), ("dim", fitted), ("scale", StandardScaler()), ("classify", DummyClassifier())])
+    flipped = np.flip(X, axis=3)
+    assert TrainingCurveDisplay.from_estimator(pipeline).history is fitted.history_
+    assert FilterDisplay.from_estimator(pipeline).filters.shape[1] == 3
+    for display in (
+        lambda estimator, X: EmbeddingDisplay.from_estimator(estimator, X, y, n_thumbnails=2),
+        lambda estimator, X: NeighborsDisplay.from_estimator(estimator, X[:2], X),
+        lambda estimator, X: ScoreMapDisplay.from_estimator(estimator, X[:2], background=X[2:9]),
+    ):
+        of_pipeline, of_step = (vars(display(*of)) for of in ((pipeline, X), (fitted, flipped)))
+        for name in ("coordinates", "pictures", "queries", "neighbors", "indices", "scores"):
+            assert np.array_equal(of_pipeline.get(name), of_step.get(name))
+
+
+@pytest.mark.parametrize("estimator", [make_pipeline(StandardScaler()), GridSearchCV(small(), {})])
+def test_what_holds_no_transformer_is_refused(estimator, colour_images):
+    message = f"needs a fitted DIMTransformer or a Pipeline with one, got a {type(estimator).__name__}"
+    with pytest.raises(TypeError, match=message):
+        TrainingCurveDisplay.from_estimator(estimator)
+    with pytest.raises(TypeError, match=message):
+        EmbeddingDisplay.from_estimator(estimator, colour_images[0])
+
+
 class Convolutionless(nn.Module):
     def __init__(self, image_shape, n_components):
         super().__init__()
@@ -238,7 +282,8 @@ def test_displays_show_any_kind_of_image(shape):
     EmbeddingDisplay.from_estimator(dim, X, n_thumbnails=3)
     NeighborsDisplay.from_estimator(dim, X[:2], X, n_neighbors=1)
     display = ScoreMapDisplay.from_estimator(dim, X)
-    FilterDisplay.from_estimator(dim)
+    title = FilterDisplay.from_estimator(dim).ax_.get_title()
+    assert ("principal components of the" in title) == (shape[0] not in (1, 3))
     assert display.pictures.shape == (20, shape[1] if shape[1] > 1 else 10, shape[2], 3)
     assert display.pictures.min() >= 0
     assert display.pictures.max() <= 1

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from sklearn import config_context
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
@@ -13,7 +13,7 @@ from sklearn.utils import estimator_html_repr
 
 from skdim import DIMTransformer
 from skdim.evaluation import FineTunedClassifier, LinearProbe, MLPProbe
-from skdim.files import read_images
+from skdim.files import picture_as_array, read_images
 
 
 def small(**params):
@@ -139,6 +139,43 @@ def test_images_are_turned_as_the_camera_says(tmp_path):
     exif[0x0112] = 6  # the camera was turned: the file's left side is the top
     Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(read_images([tmp_path / "turned.png"])[0], np.rot90(RGB, k=-1))
+
+
+def test_pages_that_are_left_out_are_warned_about(tmp_path):
+    pages = [Image.fromarray(GREY + i) for i in range(3)]
+    path = tmp_path / "stack.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "plain.tif")
+    message = r"Image 1, .*stack.tif.*, has 3 pages.* only the first is read"
+    with pytest.warns(UserWarning, match=message) as caught:
+        X = read_images([tmp_path / "plain.tif", path])
+    assert caught[0].filename == __file__
+    assert np.array_equal(X[1], GREY)
+    with pytest.warns(UserWarning, match=message + ".* 1 more"):
+        read_images([tmp_path / "plain.tif", path, path], n_jobs=2)
+    with pytest.warns(UserWarning, match=message):
+        small(max_epochs=0).fit([tmp_path / "plain.tif", path])
+    with Image.open(path) as stack:
+        with pytest.warns(UserWarning, match="Image 0, .*, has 3 pages"):
+            read_images([stack])
+        with pytest.warns(UserWarning, match="Image 0, .*, has 3 pages"):
+            picture_as_array(stack, None)
+        stack.seek(2)  # a page that was chosen
+        assert np.array_equal(read_images([stack]), GREY[None] + 2)
+        X = read_images([page.copy() for page in ImageSequence.Iterator(stack)])
+    assert np.array_equal(X, [GREY, GREY + 1, GREY + 2])
+
+
+def test_the_preview_beside_a_photo_is_no_page(tmp_path):
+    photo = Image.fromarray(RGB)
+    photo.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[photo])
+    assert read_images([tmp_path / "phone.jpg"]).shape == (1, *RGB.shape)
+
+
+@pytest.mark.parametrize("size", [32, (32,), (3, 32, 32), (0, 32), (32.5, 32), "32"])
+def test_a_size_that_is_none(size):
+    with pytest.raises(ValueError, match=r"size must be two positive integers \(height, width\) or None, got"):
+        read_images([Image.fromarray(GREY)], size=size)
 
 
 def test_size_scales():

@@ -238,6 +238,22 @@ def test_no_such_device(tmp_path):
         DIMTransformer.load(saved(fitted(), tmp_path), device="tpu")
 
 
+@pytest.mark.parametrize("method", ["save", "to_onnx"])
+def test_an_error_names_the_path_given(method, tmp_path, monkeypatch):
+    if method == "to_onnx":
+        pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("skdim.export._export", lambda *_: b"")
+    monkeypatch.setattr("skdim.export._check_same_values", lambda *_: None)
+    (tmp_path / "folder").mkdir()
+    for name, error in {"nodir/a.file": FileNotFoundError, "folder": IsADirectoryError}.items():
+        path = tmp_path / name
+        with pytest.raises(error) as caught:
+            getattr(fitted(), method)(path)
+        assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+        assert ".tmp" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["folder"]
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(call, error, tmp_path, monkeypatch):

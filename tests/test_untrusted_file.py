@@ -120,7 +120,18 @@ REFUSED = {
     "truncated in the header": (lambda data: data[:500], "it is truncated or no safetensors file"),
     "truncated in the tensors": (lambda data: data[:-1], "it is truncated or of other dtypes"),
     "longer": (lambda data: data + b"\0", "it is truncated or of other dtypes"),
-    "a pickle": (lambda data: pickle.dumps(data), "it is truncated or no safetensors file"),
+    **{
+        f"a pickle of protocol {protocol}": (
+            lambda data, protocol=protocol: pickle.dumps({"data": data}, protocol),
+            "it is no safetensors file; it begins like a pickle, which joblib.load or pickle.load reads, if you trust",
+        )
+        for protocol in (2, 3, 4, 5)
+    },
+    "a zip archive": (lambda data: b"PK\3\4" + data, "it is no safetensors file; it begins like a zip archive"),
+    "truncated, of a length that begins like a pickle": (
+        lambda data: struct.pack("<Q", 0x0480) + data[8:500],
+        "it is truncated or no safetensors file: it declares a header of 1152 bytes",
+    ),
     "a huge header": (lambda data: struct.pack("<Q", 2**63) + data[8:], "declares a header of 9223372036854775808 byt"),
     "a header over the cap": (
         lambda data: struct.pack("<Q", 1 << 24) + b" " * (1 << 24),
