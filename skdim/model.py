@@ -370,11 +370,10 @@ def contrast(
         positive, reduced = _meet_all_images(critic, objective, maps, vectors, group)
     else:
         positive = _at_least_float32(critic.score(maps, vectors[own])).flatten(0, 1)
-        # Moving the small embeddings rather than the maps gives the same pairs; what comes of them is then sorted back
-        # to belong to image i, as its positives do.
-        negative = _at_least_float32(critic.score(maps, vectors[others[own]]))
-        met = objective.reduce(negative.flatten(0, 1), n_locations).view(negative.shape[:2])
-        reduced = group.gather(met)[torch.argsort(others)[own]].flatten()
+        # Moving the small embeddings rather than the maps gives the same pairs; row i is then sorted back to belong to
+        # image i, as its positives do.
+        negative = group.gather(_at_least_float32(critic.score(maps, vectors[others[own]])))
+        reduced = objective.reduce(negative[torch.argsort(others)[own]].flatten(0, 1), n_locations)
     if objective.pools:
         reduced = group.gather(reduced)
     loss = objective.loss(positive, reduced)

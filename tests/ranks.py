@@ -224,6 +224,7 @@ def rows(rank, size):
 
 def estimators(rank, size):
     """What every process should have the same of: pickles, embeddings, draws without a seed, and no process group."""
+    np.random.seed(rank)  # noqa: NPY002
     dim = new(size, encoder="dcgan", random_state=None, global_weight=0.5, max_epochs=1).fit(COLOURS)
     norms = [type(module).__name__ for module in dim.encoder_.modules() if "Norm" in type(module).__name__]
     hooks = sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in dim.net_.module_.modules())
@@ -238,6 +239,7 @@ def estimators(rank, size):
     few = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     return {
         "pickle": pickle.dumps(dim),
+        "generator": dim.net_.generator.get_state(),
         "Z": dim.transform(COLOURS),
         "augmented": augmented.transform(COLOURS),
         "is_initialized": dist.is_initialized(),

@@ -122,6 +122,7 @@ def test_each_process_reads_its_share(trained, size):
 def test_all_processes_get_the_same_estimator(trained):
     one, other = trained("estimators", 2)
     assert one["pickle"] == other["pickle"]
+    assert torch.equal(one["generator"], other["generator"])
     assert np.array_equal(one["augmented"], other["augmented"])
     for results in (one, other):
         assert not results["is_initialized"]
