@@ -173,7 +173,10 @@ def grid(rank, size):
 
 
 def product(rank, size):
-    """All objectives, critics, negatives and priors with each other."""
+    """All objectives, critics, negatives and priors with each other.
+
+    One step each: in the next one, among so many, rounding takes some unit across the kink of a ReLU.
+    """
     priors = (
         {"prior_weight": 0},
         *(
@@ -185,7 +188,13 @@ def product(rank, size):
     choices = itertools.product(OBJECTIVES, ("dot", "concat"), ("batch", "roll", "shuffle"), priors)
     return {
         f"{objective} {critic} {negatives} {prior}": trained(
-            size, mi_estimator=objective, discriminator=critic, negatives=negatives, global_weight=0.5, **prior
+            size,
+            batch_size=64,
+            mi_estimator=objective,
+            discriminator=critic,
+            negatives=negatives,
+            global_weight=0.5,
+            **prior,
         )
         for objective, critic, negatives, prior in choices
     }
