@@ -78,7 +78,10 @@ COMMON = {**SMALL, "device": "cpu", "precision": "float32"}
 
 OBJECTIVES = ("infonce", "jsd", "dv", "kl", "rkl", "hellinger", "chi2")
 GRID = {
-    **{f"{objective} dot": {"mi_estimator": objective, "global_weight": 0.5} for objective in OBJECTIVES},
+    **{
+        f"{objective} dot": {"mi_estimator": objective, "global_weight": 0.5}
+        for objective in ("infonce", "jsd", "dv", "chi2")
+    },
     **{
         f"{objective} concat": {"mi_estimator": objective, "discriminator": "concat", "global_weight": 0.5}
         for objective in ("infonce", "dv", "hellinger")
@@ -154,7 +157,7 @@ def result(dim):
 
 
 # Of the many, what four processes may do that two do not.
-OF_FOUR = ("infonce dot", "dv concat", "shuffle", "mixed", "views", "chunks", "coordinates", "odd number of images")
+OF_FOUR = ("infonce dot", "dv concat", "mixed", "views", "odd number of images")
 
 
 def trained(size, n_images=64, chunks=1 << 24, **params):
@@ -170,7 +173,10 @@ def grid(rank, size):
 
 
 def product(rank, size):
-    """All objectives, critics, negatives and priors with each other."""
+    """All objectives, critics, negatives and priors with each other.
+
+    One step each: in the next one, among so many, rounding takes some unit across the kink of a ReLU.
+    """
     priors = (
         {"prior_weight": 0},
         *(
@@ -182,7 +188,13 @@ def product(rank, size):
     choices = itertools.product(OBJECTIVES, ("dot", "concat"), ("batch", "roll", "shuffle"), priors)
     return {
         f"{objective} {critic} {negatives} {prior}": trained(
-            size, mi_estimator=objective, discriminator=critic, negatives=negatives, global_weight=0.5, **prior
+            size,
+            batch_size=64,
+            mi_estimator=objective,
+            discriminator=critic,
+            negatives=negatives,
+            global_weight=0.5,
+            **prior,
         )
         for objective, critic, negatives, prior in choices
     }
