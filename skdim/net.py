@@ -29,6 +29,7 @@ from skdim.checkpoints import Checkpoints, is_storable
 from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
 from skdim.monitoring import StopTraining
+from skdim.recording import RecordedStep
 from skdim.views import Augmentation
 
 __all__ = ["DIMNet", "private_rng"]
@@ -53,6 +54,9 @@ RECORDED = (
     *("local", "global", "prior", "coordinate", "prior_discriminator", "local_bound", "global_bound"),
     *("seconds", "images_per_second"),
 )
+
+# Steps in a training that is worth recording a step of.
+MIN_RECORDED_STEPS = 100
 
 # Steps between two looks for a loss that is not finite, each of which makes the host wait for the device.
 CHECK_EVERY = 200
@@ -114,6 +118,8 @@ class DIMNet(NeuralNet):
     augmentation : callable or None
         ``augmentation(images, generator)`` returns a random view of standardised images. With it each batch is seen in
         two views.
+    recordable : bool, default=False
+        Whether a step is such that a CUDA graph can hold it, on a CUDA device and in a single process.
     **kwargs
         Of `skorch.NeuralNet`.
 
@@ -124,6 +130,7 @@ class DIMNet(NeuralNet):
     """
 
     group = ALONE
+    _recorded: RecordedStep | None = None
 
     def __init__(
         self,
@@ -133,12 +140,14 @@ class DIMNet(NeuralNet):
         generator: torch.Generator,
         own_generator: torch.Generator,
         augmentation: Augmentation | None,
+        recordable: bool = False,
         **kwargs: Any,
     ) -> None:
         self.autocast_dtype = autocast_dtype
         self.generator = generator
         self.own_generator = own_generator
         self.augmentation = augmentation
+        self.recordable = recordable
         super().__init__(
             module,
             criterion=WeightedSum,
@@ -229,7 +238,7 @@ class DIMNet(NeuralNet):
         saved = None if checkpoints is None else checkpoints.saved
         if saved is not None and len(saved["history"]) > epochs:
             raise ValueError(f"max_epochs={epochs}, but the checkpoint has {len(saved['history'])} epochs of training.")
-        with self._joined(group, gather_negatives):
+        with self._joined(group, gather_negatives), self._recording(n_steps):
             if saved is not None and (saved["end"] == "stopped" or (saved["end"] and len(saved["history"]) == epochs)):
                 self._load_state(saved, generators)
             else:
@@ -249,6 +258,19 @@ class DIMNet(NeuralNet):
                 yield
         finally:
             self.group = model.group = model.contrasted = ALONE
+
+    @contextmanager
+    def _recording(self, n_steps: int) -> Iterator[None]:
+        """Record the step while the block runs, if that can be and pays."""
+        watched = any(_acts_on_batches(each) or _acts_on_gradients(each) for _, each in self.callbacks_)
+        if self.recordable and n_steps >= MIN_RECORDED_STEPS and not watched:
+            optimizers = [getattr(self, name + "_") for name in self._optimizers]
+            self._recorded = RecordedStep(self.update, [*self.module_.parameters()], optimizers, [self.generator])
+        try:
+            yield
+        finally:
+            # And with it the memory that it holds on the device.
+            self._recorded = None
 
     def records(self, first: int) -> list[dict[str, float]]:
         """Return loss, terms, seconds and images a second of the epochs from `first` on."""
@@ -390,6 +412,8 @@ class DIMNet(NeuralNet):
         if iterator is None:
             return
         self._set_training(True)
+        if self._recorded is not None:
+            self._recorded.refresh()
         watch_batches = any(_acts_on_batches(callback) for _, callback in self.callbacks_)
         start = time.perf_counter()
         total: Tensor | None = None
@@ -433,6 +457,13 @@ class DIMNet(NeuralNet):
             )
 
     def train_step(self, batch: Tensor, **_: Any) -> dict[str, Tensor]:
+        """Update all on one batch and go on in the schedules of learning rates; return the loss terms, detached."""
+        terms = self.update(batch) if self._recorded is None else self._recorded(batch)
+        for scheduler in self._schedulers:
+            scheduler.step()
+        return terms
+
+    def update(self, batch: Tensor) -> dict[str, Tensor]:
         """Update the prior discriminator, then encoder and critics, on one batch; return the loss terms, detached."""
         model = self.module_
         augment = self.augmentation
@@ -448,13 +479,11 @@ class DIMNet(NeuralNet):
         self.optimizer_.zero_grad(set_to_none=True)
         loss.backward()
         self.group.average_gradients(each for part in self.optimizer_.param_groups for each in part["params"])
-        if any(_overrides(callback, "on_grad_computed") for _, callback in self.callbacks_):
+        if any(_acts_on_gradients(callback) for _, callback in self.callbacks_):
             # Not the prior discriminator's: what the encoder's loss leaves there is no gradient of its own.
             named = [(name, each) for name, each in model.named_parameters() if not name.startswith("prior.")]
             self.notify("on_grad_computed", named_parameters=named, batch=(batch, None), training=True)
         self.optimizer_.step()
-        for scheduler in self._schedulers:
-            scheduler.step()
         return {name: value.detach() for name, value in {"train_loss": loss, **terms, **report}.items()}
 
     def _step_prior_discriminator(self, embedding: Tensor) -> Tensor:
@@ -495,8 +524,8 @@ def _load_callback(callback: Callback, states: dict[str, Any]) -> None:
             setattr(callback, name, state)
 
 
-def _overrides(callback: Callback, hook: str) -> bool:
-    return getattr(type(callback), hook) is not getattr(Callback, hook)
+def _acts_on_gradients(callback: Callback) -> bool:
+    return type(callback).on_grad_computed is not Callback.on_grad_computed
 
 
 def _acts_on_batches(callback: Callback) -> bool:

@@ -54,7 +54,7 @@ from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
 from skdim.parameters import check_negatives, check_weights
 from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
-from skdim.views import Augmentation, Occlusion, check_augmentation
+from skdim.views import Augmentation, Occlusion, StandardAugmentation, check_augmentation
 
 # Lives only in the process that trained; the rest of the estimator is pickled.
 _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
@@ -992,6 +992,11 @@ class DIMTransformer(
             generator=generator,
             own_generator=own_generator,
             augmentation=augmentation,
+            # What users bring may wait for the device or look at what is on it.
+            recordable=device.type == "cuda"
+            and group.size == 1
+            and isinstance(self.encoder, str)
+            and type(augmentation) in (StandardAugmentation, type(None)),
         ).initialize()
         self.discriminators_ = model.discriminators
         self.device_ = device

@@ -1,0 +1,152 @@
+"""A training step recorded as a CUDA graph: its hundreds of kernels, each too short to hide its launch, go out as one."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["RecordedStep"]
+
+# Steps before the one that is recorded, in which libraries and compilers set up what a recording can't hold.
+WARM_UP_STEPS = 3
+
+_recording = threading.Lock()
+
+Step = Callable[[Tensor], dict[str, Tensor]]
+
+
+class RecordedStep:
+    """A step on a batch that is recorded once and replayed from then on, on whatever the batch then is.
+
+    The first steps run as they are, so none is run twice or lost, and random numbers are those of steps that are not
+    recorded. A batch of another size than the first one's runs as it is too.
+
+    Parameters
+    ----------
+    step : callable
+        Trains on a batch and returns tensors; must neither wait for the device nor read what is on it.
+    parameters : sequence of torch.nn.Parameter
+        All that the step reads or changes, on one CUDA device.
+    optimizers : sequence of torch.optim.Optimizer
+        Those that it uses, fused ones. Their learning rates may change from step to step.
+    generators : sequence of torch.Generator
+        Those that it draws from.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        parameters: Sequence[torch.nn.Parameter],
+        optimizers: Sequence[torch.optim.Optimizer],
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self.step = step
+        self.parameters = parameters
+        self.generators = generators
+        self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        # A number would be recorded as it is: the step reads its rates where each call writes them.
+        self._rates = [torch.zeros((), device=parameters[0].device) for _ in self._groups]
+        self._n_warm = 0
+        self._batch: Tensor | None = None
+        self._replay: Callable[[], None] | None = None
+        self._results: dict[str, Tensor] = {}
+        self._recorded_with: list[Any] = []
+
+    def refresh(self) -> None:
+        """Drop a recording that has in it what a callback has changed since."""
+        if self._replay is not None and self._recorded_with != self._fixed():
+            self._replay = None
+
+    def __call__(self, batch: Tensor) -> dict[str, Tensor]:
+        """Run the step.
+
+        Parameters
+        ----------
+        batch : Tensor
+            The batch.
+
+        Returns
+        -------
+        dict of str to Tensor
+            What the step returns; the next call overwrites it.
+        """
+        for rate, group in zip(self._rates, self._groups, strict=True):
+            rate.fill_(group["lr"])
+        if self._batch is None:
+            self._batch = torch.empty_like(batch)
+        if self._n_warm < WARM_UP_STEPS or batch.shape != self._batch.shape:
+            self._n_warm += 1
+            return self._run_beside(batch)
+        if self._replay is None:
+            self._replay = self._record(self._batch)
+        self._batch.copy_(batch)
+        self._replay()
+        return self._results
+
+    def _run_beside(self, batch: Tensor) -> dict[str, Tensor]:
+        """Run the step as it is, on a stream like the one that is recorded."""
+        with self._rates_in_place(), beside(batch.device):
+            return self.step(batch)
+
+    def _record(self, batch: Tensor) -> Callable[[], None]:
+        """Record the step on what is in `batch` at each replay."""
+        self._recorded_with = self._fixed()
+
+        def work() -> None:
+            self._results = self.step(batch)
+
+        with self._rates_in_place():
+            return record(work, self.generators, batch.device)
+
+    @contextmanager
+    def _rates_in_place(self) -> Iterator[None]:
+        """Give the optimizers learning rates that live on the device, for as long as the block runs."""
+        rates = [group["lr"] for group in self._groups]
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            group.update(lr=rate, capturable=True)
+        try:
+            yield
+        finally:
+            for group, lr in zip(self._groups, rates, strict=True):
+                group.update(lr=lr, capturable=False)
+
+    def _fixed(self) -> list[Any]:
+        """List what a recording holds fast: where weights lie, which are trained, and the optimizers' settings."""
+        settings = [
+            {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
+            for group in self._groups
+        ]
+        return [*((weight.data_ptr(), weight.requires_grad) for weight in self.parameters), settings]
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """Run a block on another stream, after all that has been launched and before all that will be."""
+    stream, own = _side_stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(own)
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        yield
+    own.wait_stream(stream)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    # Always the same one, because what is freed on a stream is kept for that stream.
+    return torch.cuda.Stream(device)
+
+
+def record(
+    work: Callable[[], None], generators: Sequence[torch.Generator], device: torch.device
+) -> Callable[[], None]:
+    """Record what `work` would do on a device, without doing it, and return what does it."""
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    # Other threads may allocate meanwhile, those that read images for one: only this one's calls are recorded.
+    with _recording, torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        work()
+    return graph.replay

@@ -1,0 +1,216 @@
+"""Training steps recorded as CUDA graphs; on the CPU a twin of the recording, which runs what it has recorded again."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from skorch.callbacks import Callback, Freezer, LRScheduler
+
+from skdim import DIMTransformer, net, recording, transformer
+from skdim.views import StandardAugmentation
+
+# Batches of 8, one image of which is drawn twice.
+IMAGES = np.random.default_rng(0).integers(0, 256, (31, 3, 8, 8), dtype=np.uint8)
+# A learning rate that is the same number in float32, and at which kernels that round otherwise make little difference.
+PARAMS = {"n_components": 4, "max_epochs": 4, "batch_size": 8, "mi_units": 8, "random_state": 0}
+PARAMS |= {"lr": 2**-13, "lr_schedule": "constant", "precision": "float32"}
+
+ON_CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+# What is drawn, computed and kept between steps, all of it.
+SETTINGS = [
+    {},
+    {"global_weight": 0.5, "negatives": ("batch", "roll", "shuffle"), "augmentation": "standard"},
+    {"discriminator": "concat", "negatives": "shuffle", "mi_estimator": "jsd", "multiple_globals": True},
+    {"prior_matching": "noise", "coordinate_weight": 1.0, "local_samples": 3},
+    {"occlusion": True, "encoder": "resnet_folded", "prior": "normal"},
+    {"mi_estimator": "dv", "lr_schedule": "one_cycle", "augmentation": StandardAugmentation(noise=0.1, shift=0.1)},
+    {"encoder": "alexnet", "mi_estimator": "chi2", "precision": "bfloat16"},
+    {"encoder": "stride1", "discriminator": "concat", "global_weight": 0.5},
+]
+
+
+class Recordable(net.DIMNet):
+    """Records on any device."""
+
+    def __init__(self, module, *, recordable, **kwargs):
+        super().__init__(module, recordable=True, **kwargs)
+
+
+class Recordings:
+    """How often a step was recorded and replayed."""
+
+    def __init__(self):
+        self.made = self.replays = 0
+
+    def __call__(self, work, generators, device):
+        self.made += 1
+        if device.type == "cuda":
+            replay = RECORD(work, generators, device)
+        else:
+            replay = work
+
+        def counted():
+            self.replays += 1
+            replay()
+
+        return counted
+
+
+RECORD, BESIDE = recording.record, recording.beside
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """All trainings are recorded that can be."""
+    monkeypatch.setattr(net, "MIN_RECORDED_STEPS", 5)
+    monkeypatch.setattr(net, "PRIOR_LR_RATIO", 0.125)
+    monkeypatch.setattr(transformer, "DIMNet", Recordable)
+    made = Recordings()
+    monkeypatch.setattr(recording, "record", made)
+    monkeypatch.setattr(recording, "beside", lambda device: nullcontext() if device.type == "cpu" else BESIDE(device))
+    return made
+
+
+def fit_as_it_is(**params):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(net, "MIN_RECORDED_STEPS", 10**9)
+        return DIMTransformer(**PARAMS | params).fit(IMAGES)
+
+
+def assert_same(recorded, plain):
+    rtol = {"cpu": 1e-6, "cuda": 1e-3}[plain.device_.type]
+    for name, value in plain.history_[-1].items():
+        if name not in ("seconds", "images_per_second"):
+            np.testing.assert_allclose(recorded.history_[-1][name], value, rtol=rtol, atol=rtol, err_msg=name)
+    np.testing.assert_allclose(recorded.transform(IMAGES), plain.transform(IMAGES), rtol=10 * rtol, atol=10 * rtol)
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+@pytest.mark.parametrize("params", SETTINGS, ids=str)
+def test_recorded_steps_are_the_same_steps(params, device, recordings):
+    params = {"device": device} | params
+    recorded = DIMTransformer(**PARAMS | params).fit(IMAGES)
+    assert (recordings.made, recordings.replays) == (1, 4 * 4 - recording.WARM_UP_STEPS)
+    assert_same(recorded, fit_as_it_is(**params))
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_a_training_that_goes_on_is_recorded_anew(device, recordings):
+    params = {"device": device, "warm_start": True}
+    recorded = DIMTransformer(**PARAMS | params).fit(IMAGES).fit(IMAGES)
+    assert recordings.made == 2
+    assert recorded.net_._recorded is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(net, "MIN_RECORDED_STEPS", 10**9)
+        plain = DIMTransformer(**PARAMS | params).fit(IMAGES).fit(IMAGES)
+    assert_same(recorded, plain)
+
+
+class FreezeLater(Callback):
+    def on_epoch_begin(self, net, **kwargs):
+        if len(net.history) == 3:
+            for weight in net.module_.encoder.parameters():
+                weight.requires_grad_(False)
+            self.frozen = {name: each.clone() for name, each in net.module_.encoder.named_parameters()}
+
+
+class DecayLater(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 2:
+            net.optimizer_.param_groups[0]["weight_decay"] = 0.5
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_what_callbacks_change_after_an_epoch_counts(device, recordings):
+    params = {"device": device}
+    freeze = FreezeLater()
+    recorded = DIMTransformer(**PARAMS | params, callbacks=[freeze]).fit(IMAGES)
+    assert recordings.made == 2
+    for name, weight in recorded.encoder_.named_parameters():
+        assert torch.equal(weight, freeze.frozen[name])
+    assert_same(recorded, fit_as_it_is(**params, callbacks=[FreezeLater()]))
+    recorded = DIMTransformer(**PARAMS | params, callbacks=[DecayLater()]).fit(IMAGES)
+    assert recordings.made == 4
+    assert_same(recorded, fit_as_it_is(**params, callbacks=[DecayLater()]))
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_rates_that_callbacks_set_count(device, recordings):
+    params = {"device": device}
+
+    def schedule():
+        return [LRScheduler("StepLR", step_size=1, gamma=0.5)]
+
+    recorded = DIMTransformer(**PARAMS | params, callbacks=schedule()).fit(IMAGES)
+    assert recordings.made == 1
+    assert_same(recorded, fit_as_it_is(**params, callbacks=schedule()))
+    assert recorded.net_.optimizer_.param_groups[0]["lr"] == pytest.approx(2**-13 * 0.5**4)
+
+
+class SeesBatches(Callback):
+    def on_batch_end(self, net, **kwargs):
+        pass
+
+
+class SeesGradients(Callback):
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        pass
+
+
+@pytest.mark.parametrize("callback", [SeesBatches, SeesGradients])
+def test_callbacks_within_a_step_see_steps_that_are_not_recorded(callback, recordings):
+    DIMTransformer(**PARAMS, callbacks=[callback()], device="cpu").fit(IMAGES)
+    assert recordings.made == 0
+    DIMTransformer(**PARAMS, callbacks=[Freezer("encoder*")], device="cpu").fit(IMAGES)
+    assert recordings.made == 1
+
+
+def test_batches_of_another_size_run_as_they_are(recordings):
+    images = torch.from_numpy(IMAGES)
+
+    class Sizes(torch.utils.data.Dataset):
+        def __len__(self):
+            return 31
+
+        def __getitem__(self, index):
+            return images[index]
+
+    # Of 31 images, in batches of 8, the last has 7.
+    loader = torch.utils.data.DataLoader(Sizes(), batch_size=8)
+    params = {"device": "cpu"}
+    recorded = DIMTransformer(**PARAMS | params).fit(loader)
+    assert (recordings.made, recordings.replays) == (1, 3 * 4 - recording.WARM_UP_STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(net, "MIN_RECORDED_STEPS", 10**9)
+        plain = DIMTransformer(**PARAMS | params).fit(loader)
+    assert_same(recorded, plain)
+
+
+class Fail(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 2:
+            raise RuntimeError("enough")
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_a_recorded_training_resumes_to_the_same_bits(device, recordings, tmp_path):
+    params = {"device": device, "augmentation": "standard", "negatives": "shuffle"}
+    expected = DIMTransformer(**PARAMS | params).fit(IMAGES)
+    with pytest.raises(RuntimeError, match="enough"):
+        DIMTransformer(**PARAMS | params, checkpoint_dir=tmp_path, callbacks=[Fail()]).fit(IMAGES)
+    resumed = DIMTransformer(**PARAMS | params, checkpoint_dir=tmp_path).fit(IMAGES)
+    assert recordings.made == 3
+    assert resumed.loss_curve_ == expected.loss_curve_
+    assert np.array_equal(resumed.transform(IMAGES), expected.transform(IMAGES))
+
+
+@pytest.mark.gpu
+def test_trainings_on_cuda_are_recorded_but_for_parts_that_users_bring(monkeypatch):
+    monkeypatch.setattr(net, "MIN_RECORDED_STEPS", 5)
+    made = Recordings()
+    monkeypatch.setattr(recording, "record", made)
+    DIMTransformer(**PARAMS).fit(IMAGES)
+    assert made.made == 1
+    DIMTransformer(**PARAMS, augmentation=lambda images, generator: images.flip(3)).fit(IMAGES)
+    assert made.made == 1
