@@ -426,7 +426,8 @@ def _meet_all_images(
         row = torch.arange(*own_rows, device=scores.device)
         own = (row + start) // n_globals - first
         positive = scores[row, own]
-        scores[row, own] = -torch.inf
+        # Not an assignment of a number, for which the device would wait.
+        scores.index_put_((row, own), scores.new_full((), -torch.inf))
         return positive, objective.reduce(scores.flatten(1), n_negatives)
 
     if n_rows >= len(vectors):

@@ -114,7 +114,7 @@ class StandardAugmentation:
         jittered, is_grey = draws[0] < 0.8, draws[1] < self.grey
         strength = self.color * jittered * (2 * draws[2:] - 1)
         brightness, contrast, saturation, turn = 2 * strength[0], 1 + strength[1], 1 + strength[2], strength[3] / 2
-        saturation = torch.where(is_grey, 0.0, saturation)
+        saturation = saturation.masked_fill(is_grey, 0.0)
         grey = images.mean(dim=1, keepdim=True)
         offset = (1 - contrast) * grey.mean(dim=(2, 3), keepdim=True) + brightness
         if n_channels != 3:
