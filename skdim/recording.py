@@ -46,15 +46,19 @@ class RecordedStep:
     ) -> None:
         self.step = step
         self.parameters = parameters
+        self.optimizers = optimizers
         self.generators = generators
-        self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         # A number would be recorded as it is: the step reads its rates where each call writes them.
-        self._rates = [torch.zeros((), device=parameters[0].device) for _ in self._groups]
+        self._rates = [torch.zeros((), device=parameters[0].device) for _ in self._groups()]
         self._n_warm = 0
         self._batch: Tensor | None = None
         self._replay: Callable[[], None] | None = None
         self._results: dict[str, Tensor] = {}
         self._recorded_with: list[Any] = []
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """List the optimizers' groups of parameters, which are others once a state has been loaded."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def refresh(self) -> None:
         """Drop a recording that has in it what a callback has changed since."""
@@ -74,7 +78,7 @@ class RecordedStep:
         dict of str to Tensor
             What the step returns; the next call overwrites it.
         """
-        for rate, group in zip(self._rates, self._groups, strict=True):
+        for rate, group in zip(self._rates, self._groups(), strict=True):
             rate.fill_(group["lr"])
         if self._batch is None:
             self._batch = torch.empty_like(batch)
@@ -97,28 +101,29 @@ class RecordedStep:
         self._recorded_with = self._fixed()
 
         def work() -> None:
-            self._results = self.step(batch)
+            with self._rates_in_place():
+                self._results = self.step(batch)
 
-        with self._rates_in_place():
-            return record(work, self.generators, batch.device)
+        return record(work, self.generators, batch.device)
 
     @contextmanager
     def _rates_in_place(self) -> Iterator[None]:
         """Give the optimizers learning rates that live on the device, for as long as the block runs."""
-        rates = [group["lr"] for group in self._groups]
-        for group, rate in zip(self._groups, self._rates, strict=True):
+        groups = self._groups()
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, self._rates, strict=True):
             group.update(lr=rate, capturable=True)
         try:
             yield
         finally:
-            for group, lr in zip(self._groups, rates, strict=True):
+            for group, lr in zip(groups, rates, strict=True):
                 group.update(lr=lr, capturable=False)
 
     def _fixed(self) -> list[Any]:
         """List what a recording holds fast: where weights lie, which are trained, and the optimizers' settings."""
         settings = [
             {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
-            for group in self._groups
+            for group in self._groups()
         ]
         return [*((weight.data_ptr(), weight.requires_grad) for weight in self.parameters), settings]
 

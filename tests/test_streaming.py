@@ -55,7 +55,7 @@ def result(X, **params):
 
 
 def weights(dim):
-    return [weight.numpy() for weight in dim.encoder_.state_dict().values()]
+    return [weight.cpu().numpy() for weight in dim.encoder_.state_dict().values()]
 
 
 def assert_same(found, expected):

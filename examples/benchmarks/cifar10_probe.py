@@ -2,7 +2,8 @@
 
     python examples/benchmarks/cifar10_probe.py cifar10.npz --n-train 10000 --max-epochs 6
 
-Every parameter of DIMTransformer is an option. The encoder learns from the first n-train images without labels; the
+Every parameter of DIMTransformer is an option; --augmentation also takes parameters of StandardAugmentation, as
+crop=0.5,color=0.4. The encoder learns from the first n-train images without labels; the
 probe, standardisation and logistic regression, is fitted on their labels, with its regularisation chosen on a fifth of
 them; accuracy is measured on the last 10,000 images of the file, which nothing here trains or tunes on.
 --validation measures on the 10,000 images before them instead: for choosing parameters.
@@ -21,6 +22,7 @@ from sklearn.decomposition import PCA
 
 from skdim import DIMTransformer
 from skdim.evaluation import LinearProbe
+from skdim.views import StandardAugmentation
 
 LAYERS = ("embedding", "hidden", "features")
 
@@ -32,6 +34,12 @@ def literal(text):
         return text
 
 
+def augmentation(text):
+    if "=" not in text:
+        return literal(text)
+    return StandardAugmentation(**{name: literal(value) for name, value in (part.split("=") for part in text.split(","))})
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="file with the training images, or 'openml'")
@@ -40,7 +48,8 @@ def parse_arguments():
     parser.add_argument("--only-trained", action="store_true", help="leave out pixels, PCA and the untrained encoder")
     for name, parameter in inspect.signature(DIMTransformer).parameters.items():
         default = {"max_epochs": 6, "random_state": 0}.get(name, parameter.default)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=literal, default=default, help=f"(default {default})")
+        kind = augmentation if name == "augmentation" else literal
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"(default {default})")
     params = vars(parser.parse_args())
     options = {name: params.pop(name) for name in ("path", "n_train", "validation", "only_trained")}
     return options, params

@@ -169,7 +169,7 @@ def published_stride1_epoch(model, images):
 
 def section_b(arguments):
     """Section (b): stride-1 network as published | the same recipe here."""
-    n = 256 if DEVICE.type == "cpu" else 16_384
+    n = 256 if DEVICE.type == "cpu" else 8192
     model = PublishedStride1().to(DEVICE)
     images = torch.from_numpy(noise(n, np.float32) / 255).permute(0, 3, 1, 2).contiguous().to(DEVICE).split(64)
     X = noise(n)
