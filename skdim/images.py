@@ -550,7 +550,7 @@ def channel_statistics(
 
 
 def _channel_moments(images: torch.Tensor) -> _Moments:
-    if images.dtype == torch.uint8:
+    if images.dtype == torch.uint8 and images[:, 0].numel() >= 256:
         # A histogram holds all there is to know of bytes, and takes a seventh of the time that their moments take.
         counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
         shares = torch.stack(counts).double() / counts[0].sum()

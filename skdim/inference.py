@@ -76,7 +76,8 @@ def encode(
                     pages.touch(written.numpy())
                 start, rest = start + len(batch), rest[len(batch) :]
     if on_cuda:
-        torch.cuda.synchronize(standardize.device)
+        # Not all of the device, which would break what another thread may be recording on it.
+        torch.cuda.current_stream(standardize.device).synchronize()
     return output
 
 

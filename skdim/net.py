@@ -130,7 +130,7 @@ class DIMNet(NeuralNet):
     """
 
     group = ALONE
-    _recorded: RecordedStep | None = None
+    _recorded_step: RecordedStep | None = None
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class DIMNet(NeuralNet):
             If the saved state is not one of this model.
         """
         self.lr = lr
-        n_steps = epochs * len(batches)
+        self._n_steps = n_steps = epochs * len(batches)
         self._schedulers = [_scheduler(self.optimizer_, lr_schedule, lr, n_steps)]
         if self.module_.prior is not None:
             self._schedulers.append(_scheduler(self.prior_optimizer_, lr_schedule, lr * PRIOR_LR_RATIO, n_steps))
@@ -238,11 +238,15 @@ class DIMNet(NeuralNet):
         saved = None if checkpoints is None else checkpoints.saved
         if saved is not None and len(saved["history"]) > epochs:
             raise ValueError(f"max_epochs={epochs}, but the checkpoint has {len(saved['history'])} epochs of training.")
-        with self._joined(group, gather_negatives), self._recording(n_steps):
+        with self._joined(group, gather_negatives):
             if saved is not None and (saved["end"] == "stopped" or (saved["end"] and len(saved["history"]) == epochs)):
                 self._load_state(saved, generators)
             else:
-                self._run_epochs(batches, epochs, checkpoints, generators)
+                try:
+                    self._run_epochs(batches, epochs, checkpoints, generators)
+                finally:
+                    # And with it the memory that it holds on the device.
+                    self._recorded_step = None
         self.module_.zero_grad(set_to_none=True)
         return self.records(first)
 
@@ -259,18 +263,31 @@ class DIMNet(NeuralNet):
         finally:
             self.group = model.group = model.contrasted = ALONE
 
-    @contextmanager
-    def _recording(self, n_steps: int) -> Iterator[None]:
-        """Record the step while the block runs, if that can be and pays."""
+    def _choose_step(self) -> None:
+        """Record the step, or record it anew, or not at all: as callbacks and what they have changed want it."""
         watched = any(_acts_on_batches(each) or _acts_on_gradients(each) for _, each in self.callbacks_)
-        if self.recordable and n_steps >= MIN_RECORDED_STEPS and not watched:
+        if not self.recordable or self._n_steps < MIN_RECORDED_STEPS or watched or _has_hooks(self.module_):
+            self._recorded_step = None
+        elif self._recorded_step is None or not self._recorded_step.is_valid:
+            # The old recording first gives back the memory that it holds on the device.
+            self._recorded_step = None
             optimizers = [getattr(self, name + "_") for name in self._optimizers]
-            self._recorded = RecordedStep(self.update, [*self.module_.parameters()], optimizers, [self.generator])
-        try:
-            yield
-        finally:
-            # And with it the memory that it holds on the device.
-            self._recorded = None
+            self._recorded_step = RecordedStep(self.update, optimizers, [self.generator], self._describe_step)
+
+    def _describe_step(self) -> list[Any]:
+        """List what a recording holds fast: where tensors lie, which are trained, and all that are no tensors."""
+        optimizers = [getattr(self, name + "_") for name in self._optimizers]
+        states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+        tensors = [*self.module_.parameters(), *self.module_.buffers(), *states]
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        settings = [
+            {name: group[name] for name in group if name not in ("params", "lr", "initial_lr")} for group in groups
+        ]
+        return [
+            [id(optimizer) for optimizer in optimizers],
+            [(tensor.data_ptr(), tensor.requires_grad) for tensor in tensors],
+            *(settings, dict(self.criterion_.weights), self.augmentation, self.autocast_dtype),
+        ]
 
     def records(self, first: int) -> list[dict[str, float]]:
         """Return loss, terms, seconds and images a second of the epochs from `first` on."""
@@ -412,8 +429,7 @@ class DIMNet(NeuralNet):
         if iterator is None:
             return
         self._set_training(True)
-        if self._recorded is not None:
-            self._recorded.refresh()
+        self._choose_step()
         watch_batches = any(_acts_on_batches(callback) for _, callback in self.callbacks_)
         start = time.perf_counter()
         total: Tensor | None = None
@@ -458,7 +474,7 @@ class DIMNet(NeuralNet):
 
     def train_step(self, batch: Tensor, **_: Any) -> dict[str, Tensor]:
         """Update all on one batch and go on in the schedules of learning rates; return the loss terms, detached."""
-        terms = self.update(batch) if self._recorded is None else self._recorded(batch)
+        terms = self.update(batch) if self._recorded_step is None else self._recorded_step(batch)
         for scheduler in self._schedulers:
             scheduler.step()
         return terms
@@ -533,6 +549,15 @@ def _acts_on_batches(callback: Callback) -> bool:
         return callback.step_every == "batch"
     idle = IDLE_HOOKS if getattr(callback, "log_on_batch_end", True) else IDLE_HOOKS | LOGGER_HOOKS
     return any(getattr(type(callback), hook) not in idle for hook in ("on_batch_begin", "on_batch_end"))
+
+
+def _has_hooks(model: torch.nn.Module) -> bool:
+    """Tell whether someone watches the model from within a step, as loggers of gradients do."""
+    return any(
+        getattr(each, name, None)
+        for each in (*model.modules(), *model.parameters())
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    ) or any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
 
 
 def _raised_by_skorch(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["RecordedStep"]
 
-# Steps before the one that is recorded, in which libraries and compilers set up what a recording can't hold.
+# Steps before the one that is recorded, in which optimizers, libraries and compilers set up what must be no part of it.
 WARM_UP_STEPS = 3
 
 _recording = threading.Lock()
@@ -28,42 +28,39 @@ class RecordedStep:
     Parameters
     ----------
     step : callable
-        Trains on a batch and returns tensors; must neither wait for the device nor read what is on it.
-    parameters : sequence of torch.nn.Parameter
-        All that the step reads or changes, on one CUDA device.
+        Trains on a batch, which is on a CUDA device, and returns tensors; it must neither wait for the device nor read
+        what is on it.
     optimizers : sequence of torch.optim.Optimizer
         Those that it uses, fused ones. Their learning rates may change from step to step.
     generators : sequence of torch.Generator
         Those that it draws from.
+    describe : callable
+        Returns what a recording holds fast, to be compared.
     """
 
     def __init__(
         self,
         step: Step,
-        parameters: Sequence[torch.nn.Parameter],
         optimizers: Sequence[torch.optim.Optimizer],
         generators: Sequence[torch.Generator],
+        describe: Callable[[], Any],
     ) -> None:
         self.step = step
-        self.parameters = parameters
         self.optimizers = optimizers
         self.generators = generators
+        self.describe = describe
         # A number would be recorded as it is: the step reads its rates where each call writes them.
-        self._rates = [torch.zeros((), device=parameters[0].device) for _ in self._groups()]
+        self._rates = [torch.zeros((), device=group["params"][0].device) for group in self._groups()]
         self._n_warm = 0
         self._batch: Tensor | None = None
         self._replay: Callable[[], None] | None = None
         self._results: dict[str, Tensor] = {}
-        self._recorded_with: list[Any] = []
+        self._recorded_with: Any = None
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """List the optimizers' groups of parameters, which are others once a state has been loaded."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def refresh(self) -> None:
-        """Drop a recording that has in it what a callback has changed since."""
-        if self._replay is not None and self._recorded_with != self._fixed():
-            self._replay = None
+    @property
+    def is_valid(self) -> bool:
+        """Whether what has been recorded, if anything has, is still what the step would do."""
+        return self._replay is None or self._recorded_with == self.describe()
 
     def __call__(self, batch: Tensor) -> dict[str, Tensor]:
         """Run the step.
@@ -84,21 +81,17 @@ class RecordedStep:
             self._batch = torch.empty_like(batch)
         if self._n_warm < WARM_UP_STEPS or batch.shape != self._batch.shape:
             self._n_warm += 1
-            return self._run_beside(batch)
+            with self._rates_in_place(), beside(batch.device):
+                return self.step(batch)
         if self._replay is None:
             self._replay = self._record(self._batch)
         self._batch.copy_(batch)
         self._replay()
         return self._results
 
-    def _run_beside(self, batch: Tensor) -> dict[str, Tensor]:
-        """Run the step as it is, on a stream like the one that is recorded."""
-        with self._rates_in_place(), beside(batch.device):
-            return self.step(batch)
-
     def _record(self, batch: Tensor) -> Callable[[], None]:
         """Record the step on what is in `batch` at each replay."""
-        self._recorded_with = self._fixed()
+        self._recorded_with = self.describe()
 
         def work() -> None:
             with self._rates_in_place():
@@ -119,37 +112,36 @@ class RecordedStep:
             for group, lr in zip(groups, rates, strict=True):
                 group.update(lr=lr, capturable=False)
 
-    def _fixed(self) -> list[Any]:
-        """List what a recording holds fast: where weights lie, which are trained, and the optimizers' settings."""
-        settings = [
-            {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
-            for group in self._groups()
-        ]
-        return [*((weight.data_ptr(), weight.requires_grad) for weight in self.parameters), settings]
+    def _groups(self) -> list[dict[str, Any]]:
+        """List the optimizers' groups of parameters, which are others once a state has been loaded."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
 
 @contextmanager
 def beside(device: torch.device) -> Iterator[None]:
     """Run a block on another stream, after all that has been launched and before all that will be."""
-    stream, own = _side_stream(device), torch.cuda.current_stream(device)
+    stream, own = _stream(device, "warm-up"), torch.cuda.current_stream(device)
     stream.wait_stream(own)
-    with torch.cuda.device(device), torch.cuda.stream(stream):
-        yield
-    own.wait_stream(stream)
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    # Always the same one, because what is freed on a stream is kept for that stream.
-    return torch.cuda.Stream(device)
+    try:
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            yield
+    finally:
+        own.wait_stream(stream)
 
 
 def record(work: Callable[[], None], generators: Sequence[torch.Generator], device: torch.device) -> Callable[[], None]:
     """Record what `work` would do on a device, without doing it, and return what does it."""
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
     # Other threads may allocate meanwhile, those that read images for one: only this one's calls are recorded.
-    with _recording, torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
+    with _recording, torch.cuda.device(device):
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, stream=_stream(device, "recording"), capture_error_mode="thread_local"):
+            work()
     return graph.replay
+
+
+@cache
+def _stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    # Always the same one, because what is freed on a stream is kept for that stream.
+    return torch.cuda.Stream(device)
