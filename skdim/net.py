@@ -29,7 +29,7 @@ from skdim.checkpoints import Checkpoints, is_storable
 from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
 from skdim.monitoring import StopTraining
-from skdim.recording import RecordedStep
+from skdim.recording import RecordedStep, describe, has_hooks
 from skdim.views import Augmentation
 
 __all__ = ["DIMNet", "private_rng"]
@@ -266,7 +266,7 @@ class DIMNet(NeuralNet):
     def _choose_step(self) -> None:
         """Record the step, or record it anew, or not at all: as callbacks and what they have changed want it."""
         watched = any(_acts_on_batches(each) or _acts_on_gradients(each) for _, each in self.callbacks_)
-        if not self.recordable or self._n_steps < MIN_RECORDED_STEPS or watched or _has_hooks(self.module_):
+        if not self.recordable or self._n_steps < MIN_RECORDED_STEPS or watched or has_hooks(self.module_):
             self._recorded_step = None
         elif self._recorded_step is None or not self._recorded_step.is_valid:
             # The old recording first gives back the memory that it holds on the device.
@@ -275,19 +275,10 @@ class DIMNet(NeuralNet):
             self._recorded_step = RecordedStep(self.update, optimizers, [self.generator], self._describe_step)
 
     def _describe_step(self) -> list[Any]:
-        """List what a recording holds fast: where tensors lie, which are trained, and all that are no tensors."""
+        """List what a recording of the step holds fast."""
         optimizers = [getattr(self, name + "_") for name in self._optimizers]
-        states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-        tensors = [*self.module_.parameters(), *self.module_.buffers(), *states]
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        settings = [
-            {name: group[name] for name in group if name not in ("params", "lr", "initial_lr")} for group in groups
-        ]
-        return [
-            [id(optimizer) for optimizer in optimizers],
-            [(tensor.data_ptr(), tensor.requires_grad) for tensor in tensors],
-            *(settings, dict(self.criterion_.weights), self.augmentation, self.autocast_dtype),
-        ]
+        parts = describe(self.module_, optimizers)
+        return [parts, dict(self.criterion_.weights), self.augmentation, self.autocast_dtype]
 
     def records(self, first: int) -> list[dict[str, float]]:
         """Return loss, terms, seconds and images a second of the epochs from `first` on."""
@@ -549,15 +540,6 @@ def _acts_on_batches(callback: Callback) -> bool:
         return callback.step_every == "batch"
     idle = IDLE_HOOKS if getattr(callback, "log_on_batch_end", True) else IDLE_HOOKS | LOGGER_HOOKS
     return any(getattr(type(callback), hook) not in idle for hook in ("on_batch_begin", "on_batch_end"))
-
-
-def _has_hooks(model: torch.nn.Module) -> bool:
-    """Tell whether someone watches the model from within a step, as loggers of gradients do."""
-    return any(
-        getattr(each, name, None)
-        for each in (*model.modules(), *model.parameters())
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    ) or any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
 
 
 def _raised_by_skorch(error: BaseException) -> bool:

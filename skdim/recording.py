@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["RecordedStep"]
+__all__ = ["RecordedStep", "describe", "has_hooks"]
 
 # Steps before the one that is recorded, in which optimizers, libraries and compilers set up what must be no part of it.
 WARM_UP_STEPS = 3
@@ -115,6 +115,30 @@ class RecordedStep:
     def _groups(self) -> list[dict[str, Any]]:
         """List the optimizers' groups of parameters, which are others once a state has been loaded."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+
+def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
+    """List what a recorded step holds fast of a module and its optimizers, to be compared.
+
+    Where tensors lie and which of them are trained, which optimizers there are, and their settings but for the learning
+    rates.
+    """
+    states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [
+        [(tensor.data_ptr(), tensor.requires_grad) for tensor in (*module.parameters(), *module.buffers(), *states)],
+        [id(optimizer) for optimizer in optimizers],
+        [{name: group[name] for name in group if name not in ("params", "lr", "initial_lr")} for group in groups],
+    ]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether someone watches a module from within a step, as loggers of gradients do."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    weights = [*module.parameters()]
+    return any(getattr(each, name, None) for each in (*module.modules(), *weights) for name in hooks) or any(
+        weight._post_accumulate_grad_hooks for weight in weights
+    )
 
 
 @contextmanager
