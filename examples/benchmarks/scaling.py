@@ -6,7 +6,7 @@
 Measured here, without a GPU: processor seconds, floating-point operations, dispatched operations and bytes kept for the
 backward pass, weights and normalised channels of `DIMTransformer` at its defaults; processor seconds to decode and to
 gather an image. Assumed: what GPUs, network and disks do and cost, each an option below. Computed from these two: all
-that is said of GPUs. None was at hand, so nothing of it is measured. SCALING.md explains the formulas.
+that is said of GPUs. SCALING.md explains the formulas, and has what one GPU took.
 """
 
 import argparse
