@@ -6,9 +6,9 @@
 
 Each row is trained without labels on the first n-train images; a linear SVM, the paper's MLP and a logistic regression,
 which the paper has not, are fitted on their labels for each layer and measured on the last 10,000 images of the file,
-which nothing here trains or tunes on. The
-parameters of a row are those of its objective; the others are DIMTransformer's defaults, for budgets far below the
-paper's 1000 epochs. --set changes any of them, so the paper's own training is
+which nothing here trains or tunes on. The parameters of a row are those of its objective; the others are
+DIMTransformer's defaults, for budgets far below the paper's 1000 epochs. --set changes any of them, so the paper's own
+training is
 
     --budget 1000ep --set mi_units=2048 batch_size=64 lr=1e-4 lr_schedule=constant
 
@@ -156,6 +156,7 @@ def measure(params, seed, with_information, X_train, y_train, X_test, y_test):
         Z_train, Z_test = dim.transform(X_train), dim.transform(X_test)
         for name, probe in probes.items():
             result[f"{name}_{layer}"] = round(probe.fit(Z_train, y_train).score(Z_test, y_test), 4)
+            print(f"{name} on {layer}: {result[f'{name}_{layer}']:.2%}", flush=True)
     if with_information:
         # LAYERS ends with the embedding: Z_test is that of the test images.
         result["ms_ssim"] = round(reconstruction_ms_ssim(dim, X_train, X_test, random_state=seed), 3)
