@@ -101,6 +101,12 @@ def test_choices_train_for_the_seconds_that_were_timed(benchmark, monkeypatch, t
     assert f" {mean:.1f} ± " in lines[0]
 
 
+def test_the_guide_has_the_table_that_is_printed(benchmark, capsys):
+    choices = benchmark("choices")
+    choices.main(["--print"])
+    assert (choices.RESULTS / "choices.txt").read_text() == capsys.readouterr().out
+
+
 @pytest.mark.parametrize("letter", ["a", "c", "d", "e"])
 def test_throughput_compares_each_baseline_with_skdim(benchmark, capsys, letter):
     throughput = benchmark("throughput")
