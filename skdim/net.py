@@ -263,6 +263,9 @@ class DIMNet(NeuralNet):
         finally:
             self.group = model.group = model.contrasted = ALONE
 
+    def _every_optimizer(self) -> list[torch.optim.Optimizer]:
+        return [getattr(self, name + "_") for name in self._optimizers]
+
     def _choose_step(self) -> None:
         """Record the step, or record it anew, or not at all: as callbacks and what they have changed want it."""
         watched = any(_acts_on_batches(each) or _acts_on_gradients(each) for _, each in self.callbacks_)
@@ -271,13 +274,13 @@ class DIMNet(NeuralNet):
         elif self._recorded_step is None or not self._recorded_step.is_valid:
             # The old recording first gives back the memory that it holds on the device.
             self._recorded_step = None
-            optimizers = [getattr(self, name + "_") for name in self._optimizers]
-            self._recorded_step = RecordedStep(self.update, optimizers, [self.generator], self._describe_step)
+            self._recorded_step = RecordedStep(
+                self.update, self._every_optimizer(), [self.generator], self._describe_step
+            )
 
     def _describe_step(self) -> list[Any]:
         """List what a recording of the step holds fast."""
-        optimizers = [getattr(self, name + "_") for name in self._optimizers]
-        parts = describe(self.module_, optimizers)
+        parts = describe(self.module_, self._every_optimizer())
         return [parts, dict(self.criterion_.weights), self.augmentation, self.autocast_dtype]
 
     def records(self, first: int) -> list[dict[str, float]]:
@@ -329,8 +332,7 @@ class DIMNet(NeuralNet):
     @contextmanager
     def rolled_back_on_error(self) -> Iterator[None]:
         """Give the net back as it was, weights, optimizers, generator and history, if the block fails."""
-        optimizers = [getattr(self, name + "_") for name in self._optimizers]
-        parts = [self.module_, *optimizers]
+        parts = [self.module_, *self._every_optimizer()]
         states = copy.deepcopy([part.state_dict() for part in parts])
         trainable = [parameter.requires_grad for parameter in self.module_.parameters()]
         generators = (self.generator, self.own_generator)
@@ -354,7 +356,7 @@ class DIMNet(NeuralNet):
             "end": end,
             "model": self.module_.state_dict(),
             "frozen": [name for name, weight in self.module_.named_parameters() if not weight.requires_grad],
-            "optimizers": [getattr(self, name + "_").state_dict() for name in self._optimizers],
+            "optimizers": [optimizer.state_dict() for optimizer in self._every_optimizer()],
             "schedulers": [scheduler.state_dict() for scheduler in self._schedulers],
             # Of all processes, one after another.
             "generators": [*chain(*self.group.share([generator.get_state() for generator in generators]))],
@@ -380,8 +382,8 @@ class DIMNet(NeuralNet):
             self.module_.load_state_dict(state["model"])
             for name, weight in self.module_.named_parameters():
                 weight.requires_grad_(name not in state["frozen"])
-            for name, optimizer_state in zip(self._optimizers, state["optimizers"], strict=True):
-                _load_optimizer(getattr(self, name + "_"), optimizer_state)
+            for optimizer, optimizer_state in zip(self._every_optimizer(), state["optimizers"], strict=True):
+                _load_optimizer(optimizer, optimizer_state)
             for scheduler, scheduler_state in zip(self._schedulers, state["schedulers"], strict=True):
                 scheduler.load_state_dict(scheduler_state)
             first, last = (len(generators) * (self.group.rank + i) for i in (0, 1))

@@ -50,7 +50,7 @@ class RecordedStep:
         self.generators = generators
         self.describe = describe
         # A number would be recorded as it is: the step reads its rates where each call writes them.
-        self._rates = [torch.zeros((), device=group["params"][0].device) for group in self._groups()]
+        self._rates = [torch.zeros((), device=group["params"][0].device) for group in _groups(self.optimizers)]
         self._n_warm = 0
         self._batch: Tensor | None = None
         self._replay: Callable[[], None] | None = None
@@ -75,7 +75,7 @@ class RecordedStep:
         dict of str to Tensor
             What the step returns; the next call overwrites it.
         """
-        for rate, group in zip(self._rates, self._groups(), strict=True):
+        for rate, group in zip(self._rates, _groups(self.optimizers), strict=True):
             rate.fill_(group["lr"])
         if self._batch is None:
             self._batch = torch.empty_like(batch)
@@ -102,7 +102,7 @@ class RecordedStep:
     @contextmanager
     def _rates_in_place(self) -> Iterator[None]:
         """Give the optimizers learning rates that live on the device, for as long as the block runs."""
-        groups = self._groups()
+        groups = _groups(self.optimizers)
         rates = [group["lr"] for group in groups]
         for group, rate in zip(groups, self._rates, strict=True):
             group.update(lr=rate, capturable=True)
@@ -112,9 +112,10 @@ class RecordedStep:
             for group, lr in zip(groups, rates, strict=True):
                 group.update(lr=lr, capturable=False)
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """List the optimizers' groups of parameters, which are others once a state has been loaded."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    """List the optimizers' groups of parameters, which are others once a state has been loaded."""
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
 def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
@@ -124,11 +125,13 @@ def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> 
     rates.
     """
     states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     return [
         [(tensor.data_ptr(), tensor.requires_grad) for tensor in (*module.parameters(), *module.buffers(), *states)],
         [id(optimizer) for optimizer in optimizers],
-        [{name: group[name] for name in group if name not in ("params", "lr", "initial_lr")} for group in groups],
+        [
+            {name: group[name] for name in group if name not in ("params", "lr", "initial_lr")}
+            for group in _groups(optimizers)
+        ],
     ]
 
 

@@ -1,7 +1,7 @@
 """Training steps recorded as CUDA graphs; on the CPU a twin of the recording, which runs what it has recorded again."""
 
 import copy
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -70,9 +70,15 @@ def recordings(monkeypatch):
     return made
 
 
-def fit_as_it_is(**params):
+@contextmanager
+def unrecorded():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(net, "MIN_RECORDED_STEPS", 10**9)
+        yield
+
+
+def fit_as_it_is(**params):
+    with unrecorded():
         return DIMTransformer(**PARAMS | params).fit(IMAGES)
 
 
@@ -115,8 +121,7 @@ def test_a_training_that_goes_on_is_recorded_anew(device, recordings):
     recorded = DIMTransformer(**PARAMS | params).fit(IMAGES).fit(IMAGES)
     assert recordings.made == 2
     assert recorded.net_._recorded_step is None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(net, "MIN_RECORDED_STEPS", 10**9)
+    with unrecorded():
         plain = DIMTransformer(**PARAMS | params).fit(IMAGES).fit(IMAGES)
     assert_same(recorded, plain)
 
@@ -238,8 +243,7 @@ def test_batches_of_another_size_run_as_they_are(recordings):
     params = {"device": "cpu"}
     recorded = DIMTransformer(**PARAMS | params).fit(loader)
     assert (recordings.made, recordings.replays) == (1, 3 * 4 - recording.WARM_UP_STEPS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(net, "MIN_RECORDED_STEPS", 10**9)
+    with unrecorded():
         plain = DIMTransformer(**PARAMS | params).fit(loader)
     assert_same(recorded, plain)
 

@@ -10,13 +10,13 @@ on the last 10,000 images of the file, which nothing here trains or tunes on.
 """
 
 import argparse
-import ast
 import inspect
 import time
 
 import numpy as np
 from cifar10 import N_TEST, load_cifar10
 from machine import describe_machine
+from options import assignment, literal
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 
@@ -27,19 +27,10 @@ from skdim.views import StandardAugmentation
 LAYERS = ("embedding", "hidden", "features")
 
 
-def literal(text):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def augmentation(text):
     if "=" not in text:
         return literal(text)
-    return StandardAugmentation(
-        **{name: literal(value) for name, value in (part.split("=") for part in text.split(","))}
-    )
+    return StandardAugmentation(**dict(assignment(part) for part in text.split(",")))
 
 
 def parse_arguments():

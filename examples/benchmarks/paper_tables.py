@@ -18,7 +18,6 @@ settings, seed and data, is not measured again: a long table is built in pieces,
 """
 
 import argparse
-import ast
 import json
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ import skorch
 import torch
 from cifar10 import N_TEST, load_cifar10
 from machine import describe_machine
+from options import assignment
 from results import RESULTS, append_result, read_results, summary
 
 import skdim
@@ -89,14 +89,6 @@ PROBES = ("svm", "mlp", "logistic")
 MEASURES = (*(f"{probe}_{layer}" for probe in PROBES for layer in LAYERS), *("ms_ssim", "mine", "ndm"))
 FIELDS = (*KEY, "epochs", "training_seconds", "evaluation_seconds", *MEASURES, "machine", "versions")
 VERSIONS = " ".join(f"{package.__name__} {package.__version__}" for package in (skdim, sklearn, skorch, torch))
-
-
-def assignment(text):
-    name, _, value = text.partition("=")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def budget(text):
