@@ -197,6 +197,18 @@ def test_a_hook_sees_each_step(device, recordings):
     assert recordings.replays == 8 - recording.WARM_UP_STEPS
 
 
+def take_another_optimizer(net):
+    weights = net.optimizer_.param_groups[0]["params"]
+    net.optimizer_ = torch.optim.SGD(weights, lr=2**-13, momentum=0.5)
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_steps_with_an_optimizer_of_the_users_are_not_recorded(device, recordings):
+    recorded = DIMTransformer(**PARAMS, device=device, callbacks=[ActsOnce(take_another_optimizer)]).fit(IMAGES)
+    assert (recordings.made, recordings.replays) == (1, 8 - recording.WARM_UP_STEPS)
+    assert_same(recorded, fit_as_it_is(device=device, callbacks=[ActsOnce(take_another_optimizer)]))
+
+
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])
 def test_rates_that_callbacks_set_count(device, recordings):
     params = {"device": device}
