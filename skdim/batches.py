@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skdim.distributed import ALONE, Group
-from skdim.images import CHUNK_BYTES, Images, LoadedImages
+from skdim.images import CHUNK_BYTES, Images
+from skdim.loaders import LoadedImages
 
 __all__ = ["Batches", "LoadedBatches", "Standardizer"]
 

@@ -3,10 +3,9 @@
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass
 from math import isqrt, prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,19 +13,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader
 
-from skdim.distributed import ALONE, Group
 from skdim.files import is_image_files, read_images
-from skdim.sources import LazyArray, as_lazy_array, as_stored, check_dtype, prefetched, tensor_as_array
+from skdim.sources import LazyArray, as_lazy_array, check_dtype, prefetched, tensor_as_array
 
 ImageShape = tuple[int, int, int]
 
-__all__ = [
-    *("ImageShape", "Images", "LoadedImages"),
-    *("channel_statistics", "check_image_shape", "check_images", "check_loader", "check_order"),
-]
+__all__ = ["ImageShape", "Images", "as_array", "check_image_shape", "check_images"]
 
 # Rows read at once where a pass over all images makes float copies.
 CHUNK_BYTES = 1 << 24
@@ -103,75 +97,6 @@ class Images:
         return self.read(slice(start, min(start + size, last)) for start in range(first, last, size))
 
 
-class LoadedImages:
-    """Images that a DataLoader brings a batch at a time, in its own order.
-
-    Parameters
-    ----------
-    loader : DataLoader
-        Where from.
-    first : Images
-        Its first batch.
-    item_shape : tuple of int
-        Shape in which an image comes.
-    name : str
-        The estimator's, for messages.
-
-    Attributes
-    ----------
-    n_images : int or None
-        How many it brings in an epoch, where that can be known before.
-    """
-
-    def __init__(self, loader: DataLoader[Any], first: Images, item_shape: tuple[int, ...], name: str) -> None:
-        self.loader, self.first, self._item_shape, self._name = loader, first, item_shape, name
-        self.shape, self.dtype = first.shape, first.dtype
-        self.n_images = _n_loaded(loader)
-
-    def head(self, n: int) -> torch.Tensor:
-        """Return the first `n` images of the batch that came first, or all of fewer."""
-        return self.first.head(n)
-
-    def batches(self) -> Iterator[torch.Tensor]:
-        """Load the batches of an epoch, of shape (N, C, H, W) each.
-
-        Raises
-        ------
-        ValueError
-            If images differ in shape or type from the first ones or are not finite, or there are more or fewer of them
-            than the loader's length says.
-        """
-        n_before = 0
-        for index, batch in enumerate(self.loader):
-            values = _as_array(_images_of(batch), self._name)
-            if values.shape[1:] != self._item_shape or (values.dtype == np.uint8) != (self.dtype == np.uint8):
-                raise ValueError(
-                    f"All images must have the same shape and type: the first batch has images of shape "
-                    f"{self._item_shape}, read as {self.dtype}, batch {index} of shape {values.shape[1:]} and dtype "
-                    f"{values.dtype}."
-                )
-            array = as_stored(values, self.dtype, range(n_before, n_before + len(values)))
-            n_before += len(values)
-            if self.n_images is not None and n_before > self.n_images:
-                break
-            stored = array.reshape(len(array), *self.first.array.shape[1:])
-            yield replace(self.first, array=stored).take(slice(None))
-        if self.n_images not in (None, n_before):
-            raise ValueError(f"The DataLoader should bring {self.n_images} images by its length, but has {n_before}.")
-
-    def chunks(self, size: int) -> Iterator[torch.Tensor]:
-        """Load all images of an epoch in their order, `size` at a time."""
-        waiting: list[torch.Tensor] = []
-        for batch in self.batches():
-            waiting.append(batch)
-            if sum(map(len, waiting)) >= size:
-                *whole, rest = torch.cat(waiting).split(size)
-                yield from whole
-                waiting = [rest]
-        if waiting:
-            yield torch.cat(waiting)
-
-
 def check_images(
     estimator: BaseEstimator,
     X: Any,
@@ -233,7 +158,7 @@ def check_images(
         X, are_pictures = read_images(X, mode=mode), True
     if are_pictures:
         data_format = "channels_last"
-    X = _as_array(X, name) if lazy is None else lazy
+    X = as_array(X, name) if lazy is None else lazy
     ndim = getattr(X, "ndim", 2)
     if ndim > 4:
         raise ValueError(f"Found array with dim {ndim}, while dim <= 4 is required by {name}.")
@@ -257,99 +182,6 @@ def check_images(
     return Images(flat.reshape(len(flat), *stored), shape, channels_last)
 
 
-def check_loader(
-    estimator: BaseEstimator,
-    loader: DataLoader[Any],
-    *,
-    image_shape: ImageShape | None,
-    data_format: str,
-    reset: bool,
-    min_samples: int = 1,
-) -> LoadedImages:
-    """Check a DataLoader by its first batch, as `check_images` does; the others are checked when they come.
-
-    Parameters
-    ----------
-    loader : DataLoader
-        Of batches of images, or of tuples or lists that begin with one.
-    estimator, image_shape, data_format, reset
-        As of `check_images`.
-    min_samples : int, default=1
-        The least number of images in a batch; training needs two.
-
-    Returns
-    -------
-    LoadedImages
-        The checked images.
-
-    Raises
-    ------
-    ValueError
-        If the loader has no length or no batch, or its images are unfit.
-    TypeError
-        If its batches hold what is no image.
-    """
-    name = type(estimator).__name__
-    try:
-        n_batches = len(loader)
-    except TypeError as error:
-        raise ValueError(f"{name} expects a DataLoader with a length, but its dataset has none: {error}") from error
-    if n_batches == 0:
-        raise ValueError(f"Found array with 0 sample(s) (a DataLoader), while a minimum of 1 is required by {name}.")
-    # Loaders draw orders and seeds from the global generator.
-    with torch.random.fork_rng(devices=[]):
-        batch = _as_array(_images_of(next(iter(loader))), name)
-    first = check_images(
-        estimator, batch, image_shape=image_shape, data_format=data_format, reset=reset, min_samples=min_samples
-    )
-    images = LoadedImages(loader, first, batch.shape[1:], name)
-    size = loader.batch_size
-    if images.n_images is not None and size is not None and 0 < images.n_images % size < min_samples:
-        raise ValueError(
-            f"The last batch of the DataLoader has a single image ({images.n_images} images in batches of {size}), and "
-            "training needs two at least: set drop_last=True, or another batch_size."
-        )
-    return images
-
-
-def check_order(loader: DataLoader[Any]) -> None:
-    """Refuse a DataLoader whose images cannot be told apart by their place.
-
-    Raises
-    ------
-    ValueError
-        If it shuffles or leaves images out.
-    """
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    is_random = isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler)
-    if is_random or (isinstance(sampler, DistributedSampler) and sampler.shuffle):
-        raise ValueError(
-            f"transform expects a DataLoader that keeps the order of its images, got one with a "
-            f"{type(sampler).__name__}: set shuffle=False, or pass its dataset."
-        )
-    if loader.drop_last and _n_listed(loader) % (loader.batch_size or 1):
-        raise ValueError("transform expects a DataLoader that brings all images, got one with drop_last=True.")
-
-
-def _images_of(batch: Any) -> Any:
-    """Return a batch of images, which may be the first part of what a loader brings."""
-    return batch[0] if isinstance(batch, tuple | list) else batch
-
-
-def _n_listed(loader: DataLoader[Any]) -> int:
-    """How many images there are to make batches of."""
-    is_iterable = isinstance(loader.dataset, IterableDataset)
-    return len(loader.dataset if is_iterable else loader.sampler)  # type: ignore[arg-type]
-
-
-def _n_loaded(loader: DataLoader[Any]) -> int | None:
-    """How many images the batches of an epoch have, where the loader makes them, and of all images that it can."""
-    if loader.batch_size is None or (loader.drop_last and isinstance(loader.dataset, IterableDataset)):
-        return None
-    n_images = _n_listed(loader)
-    return n_images - n_images % loader.batch_size if loader.drop_last else n_images
-
-
 def check_image_shape(image_shape: Any) -> ImageShape:
     """Check the parameter `image_shape`: three positive integers."""
     if len(image_shape) != 3 or not all(isinstance(side, int | np.integer) and side > 0 for side in image_shape):
@@ -360,8 +192,28 @@ def check_image_shape(image_shape: Any) -> ImageShape:
     return channels, height, width
 
 
-def _as_array(X: Any, name: str) -> Any:
-    """Refuse what is no array of numbers; leave DataFrames and the like for scikit-learn's validation."""
+def as_array(X: Any, name: str) -> Any:
+    """Make an array of what is given as images, where scikit-learn's validation would not, or in its own way.
+
+    Parameters
+    ----------
+    X : array-like
+        As of `check_images`, but for what is read from disk.
+    name : str
+        The estimator's, for messages.
+
+    Returns
+    -------
+    ndarray, DataFrame or sparse matrix
+        The latter two as they are: it is scikit-learn's validation that takes or refuses them.
+
+    Raises
+    ------
+    ValueError
+        If images differ in shape.
+    TypeError
+        If `X` holds what is no number.
+    """
     if sparse.issparse(X):
         return X
     if hasattr(X, "columns"):
@@ -372,7 +224,7 @@ def _as_array(X: Any, name: str) -> Any:
     if isinstance(X, list | tuple):
         # Each would lose something in NumPy's hands: a tensor its gradient, a masked array its mask.
         special = torch.Tensor | np.ma.MaskedArray
-        X = [_as_array(image, name) if isinstance(image, special) else image for image in X]
+        X = [as_array(image, name) if isinstance(image, special) else image for image in X]
     if isinstance(X, torch.Tensor):
         return tensor_as_array(X, name)
     if isinstance(X, str | os.PathLike):
@@ -492,72 +344,3 @@ def _infer_layout(
     if image_shape is None:
         return next(iter(candidates.items()))
     return image_shape, candidates[image_shape]
-
-
-class _Moments(NamedTuple):
-    """Number of images, and mean and variance of each channel over them and all pixels."""
-
-    n_images: int
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
-
-    def with_more(self, more: "_Moments") -> "_Moments":
-        """Count other images in."""
-        n_images = self.n_images + more.n_images
-        weight = more.n_images / n_images
-        delta = more.mean - self.mean
-        variance = self.variance + (weight * (more.variance - self.variance) + weight * (1 - weight) * delta**2)
-        return _Moments(n_images, self.mean + weight * delta, variance)
-
-
-def channel_statistics(
-    images: Images | LoadedImages, group: Group = ALONE
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation of each channel, over all images and pixels.
-
-    Parameters
-    ----------
-    images : Images or LoadedImages
-        uint8 values are scaled by 1/255 first.
-    group : Group, default=ALONE
-        The processes that share the work, of which each reads a part of the images.
-
-    Returns
-    -------
-    mean, std : ndarray of shape (C,), float32
-        A constant channel has a standard deviation of 1, so that it becomes 0 when it is standardised.
-
-    Warns
-    -----
-    UserWarning
-        If all channels are constant.
-    """
-    per_chunk = max(1, CHUNK_BYTES // (torch.float64.itemsize * prod(images.shape)))
-    moments = _Moments(0, np.zeros(images.shape[0]), np.zeros(images.shape[0]))
-    with group.together():
-        part = (group.rank, group.size) if isinstance(images, Images) else ()
-        for chunk in images.chunks(per_chunk, *part):
-            moments = moments.with_more(_channel_moments(chunk))
-    _, mean, variance = reduce(_Moments.with_more, group.share(moments))
-    std = np.sqrt(variance)
-    # Far below the resolution of float32 a spread is rounding, not signal.
-    constant = std <= np.maximum(1e-7 * np.abs(mean), 1e-30)
-    if constant.all():
-        warnings.warn("All images are constant: there is nothing to learn from X.", UserWarning, stacklevel=6)
-    std[constant] = 1.0
-    scale = 255.0 if images.dtype == np.uint8 else 1.0
-    return (mean / scale).astype(np.float32), np.where(constant, 1.0, std / scale).astype(np.float32)
-
-
-def _channel_moments(images: torch.Tensor) -> _Moments:
-    if images.dtype == torch.uint8 and images[:, 0].numel() >= 256:
-        # A histogram holds all there is to know of bytes, and takes a seventh of the time that their moments take.
-        counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-        shares = torch.stack(counts).double() / counts[0].sum()
-        values = torch.arange(256, dtype=torch.float64)
-        mean = shares @ values
-        variance = (shares * (values - mean[:, None]).square()).sum(dim=1)
-    else:
-        # Squares of float32 may not fit into it.
-        variance, mean = torch.var_mean(images.double(), dim=(0, 2, 3), correction=0)
-    return _Moments(len(images), mean.numpy(), variance.numpy())

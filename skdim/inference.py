@@ -11,7 +11,8 @@ from skdim.batches import Standardizer
 from skdim.devices import full_float32, is_out_of_memory
 from skdim.discriminators import Critic
 from skdim.encoders import mean_over_map, read_layers
-from skdim.images import Images, LoadedImages
+from skdim.images import Images
+from skdim.loaders import LoadedImages
 from skdim.model import InfoMaxModel
 from skdim.sources import MappedPages
 

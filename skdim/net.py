@@ -271,13 +271,7 @@ class DIMNet(NeuralNet):
         watched = any(_acts_on_batches(each) or _acts_on_gradients(each) for _, each in self.callbacks_)
         # A callback may have put one of its own in place, of which nobody knows what a recording of it would hold.
         foreign = any(type(each) is not self.optimizer for each in self._every_optimizer())
-        if (
-            not self.recordable
-            or self._n_steps < MIN_RECORDED_STEPS
-            or watched
-            or foreign
-            or has_hooks(self.module_)
-        ):
+        if not self.recordable or self._n_steps < MIN_RECORDED_STEPS or watched or foreign or has_hooks(self.module_):
             self._recorded_step = None
         elif self._recorded_step is None or not self._recorded_step.is_valid:
             # The old recording first gives back the memory that it holds on the device.

@@ -36,24 +36,16 @@ from skdim.distributed import ALONE, Group, join, local_device
 from skdim.documentation import DocumentationLinkMixin
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.export import write_onnx
-from skdim.images import (
-    CHUNK_BYTES,
-    Images,
-    ImageShape,
-    LoadedImages,
-    channel_statistics,
-    check_image_shape,
-    check_images,
-    check_loader,
-    check_order,
-)
+from skdim.images import CHUNK_BYTES, Images, ImageShape, check_image_shape, check_images
 from skdim.inference import encode
+from skdim.loaders import LoadedImages, check_loader, check_order
 from skdim.model import NEGATIVES, build_model
 from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
 from skdim.parameters import check_negatives, check_weights
 from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
+from skdim.statistics import channel_statistics
 from skdim.views import Augmentation, Occlusion, StandardAugmentation, check_augmentation
 
 # Lives only in the process that trained; the rest of the estimator is pickled.

@@ -645,7 +645,7 @@ def test_another_range_than_in_fit_is_warned_about(trained, now):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_mean_and_std_are_those_of_all_images(monkeypatch, dtype):
-    monkeypatch.setattr("skdim.images.CHUNK_BYTES", 3000)
+    monkeypatch.setattr("skdim.statistics.CHUNK_BYTES", 3000)
     X = IMAGES.astype(dtype)
     dim = DIMTransformer(n_components=2, max_epochs=0).fit(X)
     scale = 255 if dtype == np.uint8 else 1

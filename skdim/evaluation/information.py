@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from skdim.batches import Standardizer
 from skdim.devices import resolve_device
 from skdim.discriminators import GlobalConcatCritic, LocalConcatCritic
-from skdim.images import ImageShape, channel_statistics, check_images
+from skdim.images import ImageShape, check_images
 from skdim.net import private_rng
 from skdim.objectives import donsker_varadhan
+from skdim.statistics import channel_statistics
 from skdim.transformer import DIMTransformer
 
 __all__ = ["mutual_information_bound", "total_correlation_bound"]

@@ -1,0 +1,85 @@
+"""Mean and standard deviation of the channels, by which images are standardised."""
+
+import warnings
+from functools import reduce
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skdim.distributed import ALONE, Group
+from skdim.images import CHUNK_BYTES, Images
+from skdim.loaders import LoadedImages
+
+__all__ = ["channel_statistics"]
+
+
+class _Moments(NamedTuple):
+    """Number of images, and mean and variance of each channel over them and all pixels."""
+
+    n_images: int
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+
+    def with_more(self, more: "_Moments") -> "_Moments":
+        """Count other images in."""
+        n_images = self.n_images + more.n_images
+        weight = more.n_images / n_images
+        delta = more.mean - self.mean
+        variance = self.variance + (weight * (more.variance - self.variance) + weight * (1 - weight) * delta**2)
+        return _Moments(n_images, self.mean + weight * delta, variance)
+
+
+def channel_statistics(
+    images: Images | LoadedImages, group: Group = ALONE
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of each channel, over all images and pixels.
+
+    Parameters
+    ----------
+    images : Images or LoadedImages
+        uint8 values are scaled by 1/255 first.
+    group : Group, default=ALONE
+        The processes that share the work, of which each reads a part of the images.
+
+    Returns
+    -------
+    mean, std : ndarray of shape (C,), float32
+        A constant channel has a standard deviation of 1, so that it becomes 0 when it is standardised.
+
+    Warns
+    -----
+    UserWarning
+        If all channels are constant.
+    """
+    per_chunk = max(1, CHUNK_BYTES // (torch.float64.itemsize * prod(images.shape)))
+    moments = _Moments(0, np.zeros(images.shape[0]), np.zeros(images.shape[0]))
+    with group.together():
+        part = (group.rank, group.size) if isinstance(images, Images) else ()
+        for chunk in images.chunks(per_chunk, *part):
+            moments = moments.with_more(_channel_moments(chunk))
+    _, mean, variance = reduce(_Moments.with_more, group.share(moments))
+    std = np.sqrt(variance)
+    # Far below the resolution of float32 a spread is rounding, not signal.
+    constant = std <= np.maximum(1e-7 * np.abs(mean), 1e-30)
+    if constant.all():
+        warnings.warn("All images are constant: there is nothing to learn from X.", UserWarning, stacklevel=6)
+    std[constant] = 1.0
+    scale = 255.0 if images.dtype == np.uint8 else 1.0
+    return (mean / scale).astype(np.float32), np.where(constant, 1.0, std / scale).astype(np.float32)
+
+
+def _channel_moments(images: torch.Tensor) -> _Moments:
+    if images.dtype == torch.uint8 and images[:, 0].numel() >= 256:
+        # A histogram holds all there is to know of bytes, and takes a seventh of the time that their moments take.
+        counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+        shares = torch.stack(counts).double() / counts[0].sum()
+        values = torch.arange(256, dtype=torch.float64)
+        mean = shares @ values
+        variance = (shares * (values - mean[:, None]).square()).sum(dim=1)
+    else:
+        # Squares of float32 may not fit into it.
+        variance, mean = torch.var_mean(images.double(), dim=(0, 2, 3), correction=0)
+    return _Moments(len(images), mean.numpy(), variance.numpy())
