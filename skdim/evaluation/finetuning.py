@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from skdim.batches import Standardizer
 from skdim.documentation import DocumentationLinkMixin
+from skdim.embedding import embed
 from skdim.encoders import read_layers
-from skdim.evaluation.embedding import embed
 from skdim.evaluation.networks import MLP, Samples, predict_proba, train
 from skdim.evaluation.splits import encode_labels, validation_split
 from skdim.images import check_images

@@ -12,8 +12,8 @@ from skorch import NeuralNetRegressor
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
+from skdim.embedding import embed
 from skdim.encoders import n_halvings
-from skdim.evaluation.embedding import embed
 from skdim.evaluation.networks import Samples, train
 from skdim.images import Images, ImageShape, check_images
 from skdim.net import private_rng

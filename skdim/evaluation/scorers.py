@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline
 from torch.nn.functional import affine_grid, grid_sample
 
-from skdim.evaluation.embedding import embed
+from skdim.embedding import embed
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.probes import knn_probe
 from skdim.images import Images, check_images

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from skdim.evaluation.embedding import embed
+from skdim.embedding import embed
 from skdim.evaluation.probes import PROBES
 from skdim.images import check_images
 from skdim.transformer import DIMTransformer

@@ -1,4 +1,4 @@
-"""Embeddings as NumPy arrays, in which everything here computes."""
+"""Embeddings as NumPy arrays, whatever output the user has chosen."""
 
 from typing import Any
 
