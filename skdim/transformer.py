@@ -59,6 +59,9 @@ _NOT_COMPARED = (
 )
 _SEED = "seed drawn from random_state"
 
+# Images of one kind differ less in contrast than a forgotten division by 255 makes them.
+OTHER_SCALE = 100
+
 
 def _split_seed(entropy: int) -> tuple[int, int]:
     """Derive the seeds of the encoder and of the net."""
@@ -1039,19 +1042,17 @@ class DIMTransformer(
             )
 
     def _warn_of_other_scale(self, images: Images | LoadedImages, stacklevel: int) -> None:
-        """Catch uint8 images that meet an encoder trained on 0 to 255 floats, and the other way round."""
-        is_uint8 = images.dtype == np.uint8
-        if is_uint8 == self._trained_on_uint8:
-            return
-        # A part of them tells the unit of all.
-        few = images.head(max(1, CHUNK_BYTES // (4 * prod(images.shape))))
-        largest = few.max().item() / (255 if is_uint8 else 1)
-        reach = np.max(np.abs(self.mean_) + 20 * self.std_)
-        if largest > reach or (is_uint8 and 20 * largest < reach):
-            trained, now = ("float", "uint8") if is_uint8 else ("uint8", "float")
+        """Catch images in another unit than those of `fit`, as 0 to 255 where they were 0 to 1."""
+        # Some of them tell the unit of all.
+        few = images.head(min(32, max(1, CHUNK_BYTES // (8 * prod(images.shape)))))
+        spread = few.double().std(dim=(0, 2, 3), correction=0).numpy() / (255 if images.dtype == np.uint8 else 1)
+        # Of a blank channel nothing can be told.
+        ratios = spread[spread > 0] / self.std_[spread > 0]
+        if ratios.size and (ratios.min() > OTHER_SCALE or ratios.max() < 1 / OTHER_SCALE):
+            than = f"{ratios.min():.0f} times more" if ratios.min() > 1 else f"{1 / ratios.max():.0f} times less"
             warnings.warn(
-                f"X has {now} images, but {type(self).__name__} was fitted on {trained} ones of another range; uint8 "
-                "images are scaled by 1/255, floats are not.",
+                f"The values of X spread {than} than those of the images that {type(self).__name__} was fitted on, as "
+                "if they were of another range. uint8 images are scaled by 1/255, all others are taken as they are.",
                 UserWarning,
                 stacklevel=stacklevel,
             )

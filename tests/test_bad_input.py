@@ -634,13 +634,28 @@ def test_uint8_and_the_same_images_scaled_to_one_agree():
     np.testing.assert_allclose(dim.fit(IMAGES).transform(scaled), dim.transform(IMAGES), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("trained", "now"), [(np.uint8, np.float32), (np.float32, np.uint8)])
+@pytest.mark.parametrize(
+    ("trained", "now"),
+    [
+        (IMAGES, IMAGES.astype(np.float32)),
+        (IMAGES.astype(np.float32), IMAGES),
+        (IMAGES.astype(np.uint16), IMAGES / 65535),
+        (IMAGES / 255, IMAGES.astype(np.float32)),
+    ],
+    ids=["uint8, float", "float, uint8", "uint16, scaled", "scaled, float"],
+)
 def test_another_range_than_in_fit_is_warned_about(trained, now):
-    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(IMAGES.astype(trained))
+    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(trained)
     for method in (dim.transform, dim.partial_fit):
         with pytest.warns(UserWarning, match="of another range") as caught:
-            method(IMAGES.astype(now))
+            method(now)
         assert caught[0].filename == __file__
+
+
+def test_dim_bright_and_blank_images_are_no_other_range():
+    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(IMAGES.astype(np.uint16))
+    for images in (IMAGES // 16, 8.0 * IMAGES, np.zeros_like(IMAGES), np.full(IMAGES.shape, 9e4)):
+        dim.transform(images.astype(np.float32))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
