@@ -92,8 +92,9 @@ def read_images(
     Warns
     -----
     UserWarning
-        If files have more pages or frames than the first. To have all, read them with Pillow:
-        ``[page.copy() for page in PIL.ImageSequence.Iterator(image)]``. The preview in a photo of a telephone is none.
+        If files have more pages or frames than the first. To have all as images of their own, read them with Pillow:
+        ``[page.copy() for page in PIL.ImageSequence.Iterator(image)]``; pages that are channels belong into one array
+        of shape (n, C, H, W). The preview in a photo of a telephone is none.
 
     Examples
     --------
@@ -267,8 +268,9 @@ def _warn_of_pages(files: Sequence[Any], n_pages: tuple[int, ...], stacklevel: i
         index, others = stacks[0], f", and so of {len(stacks) - 1} more" if len(stacks) > 1 else ""
         warnings.warn(
             f"Image {index}, {files[index]!r}, has {n_pages[index]} pages or frames, of which only the first is "
-            f"read{others}. To have all, pass each as a Pillow image: "
-            "[page.copy() for page in PIL.ImageSequence.Iterator(image)].",
+            f"read{others}. To have all as images of their own, pass each as a Pillow image: "
+            "[page.copy() for page in PIL.ImageSequence.Iterator(image)]. If the pages are channels, make one array of "
+            "shape (n, C, H, W) of them.",
             UserWarning,
             stacklevel=stacklevel,
         )

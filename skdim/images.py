@@ -295,7 +295,7 @@ def _guess_shape(n_features: int) -> ImageShape:
 
 def _warn_of_channels_last(image_shape: ImageShape) -> None:
     channels, height, width = image_shape
-    if channels == height > width and width in (1, 3, 4):
+    if width < min(channels, height) and (width > 1 or channels == height):
         warnings.warn(
             f"image_shape={image_shape} is read as (C, H, W), images of {channels} channels of {height} x {width}. For "
             f"rows of (H, W, C) images set image_shape=({width}, {channels}, {height}) and "

@@ -219,12 +219,12 @@ def test_rows_that_look_like_colour_images_are_warned_about():
     assert dim.image_shape_ == (1, 1, 192)
 
 
-@pytest.mark.parametrize("n_channels", [1, 3, 4])
-def test_an_image_shape_that_ends_in_channels_is_warned_about(n_channels):
-    X = RNG.random((4, 8, 8, n_channels))
+@pytest.mark.parametrize(("height", "n_channels"), [(8, 1), (8, 3), (8, 4), (8, 5), (9, 5), (6, 3)])
+def test_an_image_shape_that_ends_in_channels_is_warned_about(height, n_channels):
+    X = RNG.random((4, height, 8, n_channels))
     for rows in (X.reshape(4, -1), X):
-        dim = DIMTransformer(n_components=2, max_epochs=0, image_shape=(8, 8, n_channels))
-        message = f"image_shape=(8, 8, {n_channels}) .* (C, H, W).*image_shape=({n_channels}, 8, 8).*channels_last"
+        dim = DIMTransformer(n_components=2, max_epochs=0, image_shape=(height, 8, n_channels))
+        message = f"image_shape=({height}, 8, {n_channels}) .* (C, H, W).*image_shape=({n_channels}, {height}, 8)"
         with pytest.warns(UserWarning, match=re.escape(message).replace(r"\.\*", ".*")) as caught:
             dim.fit(rows)
         assert caught[0].filename == __file__
@@ -233,7 +233,13 @@ def test_an_image_shape_that_ends_in_channels_is_warned_about(n_channels):
 
 @pytest.mark.parametrize(
     ("image_shape", "data_format"),
-    [((3, 8, 8), "channels_last"), ((8, 8, 3), "channels_first"), ((3, 3, 3), "auto"), ((8, 6, 3), "auto")],
+    [
+        ((3, 8, 8), "channels_last"),
+        ((8, 8, 3), "channels_first"),
+        ((3, 3, 3), "auto"),
+        ((8, 6, 6), "auto"),
+        ((8, 1, 20), "auto"),
+    ],
 )
 def test_other_image_shapes_are_taken_as_they_are(image_shape, data_format):
     dim = DIMTransformer(n_components=2, max_epochs=0, image_shape=image_shape, data_format=data_format)
