@@ -87,7 +87,7 @@ class Batches(torch.utils.data.Dataset[Any]):
         self.n_drawn = self.n_batches * self.batch_size
         self.resident: Tensor | None = None
         device = standardize.device
-        if device.type == "cuda" and images.array.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+        if device.type == "cuda" and images.array.nbytes <= _free_memory(device) // 2:
             self.resident = _on_device(images, device)
 
     def __len__(self) -> int:
@@ -137,6 +137,12 @@ class LoadedBatches(Batches):
                     "drop_last=True, or another batch_size."
                 )
             yield self.standardize(batch)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on a CUDA device, those that torch keeps for that among them."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def _on_device(images: Images, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from math import prod
 from threading import Lock, Thread
@@ -21,6 +21,7 @@ __all__ = [
     "place",
     "resolve_device",
     "resolve_precision",
+    "usual_torch",
 ]
 
 # What libraries say that are out of memory without torch's own error for it.
@@ -139,13 +140,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
-class _FullFloat32:
-    """Context in which float32 is computed as such, not in TF32 or bfloat16, whatever torch's switches say.
+Switch = tuple[Callable[[], Any], Callable[[Any], None], Any]
 
-    The switches are the process's own: the first thread that comes in sets them, the last that leaves puts them back.
+
+class _Switched:
+    """Context in which switches of torch have other values.
+
+    They are the process's own: the first thread that comes in sets them, the last that leaves puts them back.
+
+    Parameters
+    ----------
+    switches : callable
+        Returns, for each switch, what reads it, what sets it, and its value in here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, switches: Callable[[], list[Switch]]) -> None:
+        self._switches = switches
         self._lock = Lock()
         self._n_inside = 0
         self._before: list[tuple[Callable[[Any], None], Any]] = []
@@ -167,28 +177,51 @@ class _FullFloat32:
                     put(value)
 
     def _switch(self) -> None:
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        switches: list[tuple[Callable[[], Any], Callable[[Any], None], Any]] = [
-            (lambda: cudnn.allow_tf32, partial(setattr, cudnn, "allow_tf32"), False),
-            (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
-        ]
-        if hasattr(cudnn, "conv"):
-            # torch >= 2.9 has one for each kind of operation; the older two are kept in step, or reading them fails.
-            mkldnn: Any = torch.backends.mkldnn
-            for operation in (cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul):
-                name = "fp32_precision"
-                switches.append((partial(getattr, operation, name), partial(setattr, operation, name), "ieee"))
         settings = []
-        for get, put, full in switches:
+        for get, put, value in self._switches():
             # An older switch cannot be read where the user's newer ones contradict it; those then suffice.
             with suppress(RuntimeError):
-                settings.append((put, get(), full))
-        self._before = [(put, value) for put, value, _ in settings]
-        for put, _, full in settings:
-            put(full)
+                settings.append((put, get(), value))
+        self._before = [(put, before) for put, before, _ in settings]
+        for put, _, value in settings:
+            put(value)
 
 
-full_float32 = _FullFloat32()
+def _full_precision() -> list[Switch]:
+    """List what lets torch compute float32 in TF32 or bfloat16."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches: list[Switch] = [
+        (lambda: cudnn.allow_tf32, partial(setattr, cudnn, "allow_tf32"), False),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+    ]
+    if hasattr(cudnn, "conv"):
+        # torch >= 2.9 has one for each kind of operation; the older two are kept in step, or reading them fails.
+        mkldnn: Any = torch.backends.mkldnn
+        for operation in (cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul):
+            name = "fp32_precision"
+            switches.append((partial(getattr, operation, name), partial(setattr, operation, name), "ieee"))
+    return switches
+
+
+# float32 is computed as such, whatever torch's switches say.
+full_float32 = _Switched(_full_precision)
+
+_float32_by_default = _Switched(lambda: [(torch.get_default_dtype, torch.set_default_dtype, torch.float32)])
+
+
+@contextmanager
+def usual_torch(device: torch.device) -> Iterator[None]:
+    """Compute as torch does unasked, whatever defaults, autocast and modes of gradients the caller has set.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where it is computed.
+    """
+    on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    no_autocast = torch.autocast(device.type, enabled=False)
+    with _float32_by_default, on_cpu, no_autocast, torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

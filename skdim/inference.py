@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
-from skdim.devices import full_float32, is_out_of_memory
+from skdim.devices import full_float32, is_out_of_memory, usual_torch
 from skdim.discriminators import Critic
 from skdim.encoders import mean_over_map, read_layers
 from skdim.images import Images
@@ -21,6 +21,8 @@ __all__ = ["encode", "local_scores"]
 # Images a batch. On the CPU larger batches bring nothing; on CUDA the batch shrinks where memory is short.
 CPU_BATCH = 128
 CUDA_BATCH = 1024
+# Most of an output that is put into pinned memory.
+PINNED_BYTES = 1 << 28
 # A critic may hold as many numbers a pair of location and embedding as it has units.
 SCORED_BATCH = 32
 
@@ -56,12 +58,18 @@ def encode(
         On the CPU; that of `out`, if it is given.
     """
     on_cuda = standardize.device.type == "cuda"
-    # Copies into pinned memory run while the next batch is computed.
-    output = torch.empty((images.n_images or 0, width), pin_memory=on_cuda) if out is None else torch.from_numpy(out)
+    shape = (images.n_images or 0, width)
+    # Copies into pinned memory run while the next batch is computed; torch rounds it up and keeps it for later.
+    is_pinned = on_cuda and 4 * shape[0] * width <= PINNED_BYTES
+    output = (
+        torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=is_pinned)
+        if out is None
+        else torch.from_numpy(out)
+    )
     pages = None if out is None else MappedPages(out)
     batch_size = CUDA_BATCH if on_cuda else CPU_BATCH
     start = 0
-    with torch.inference_mode(), full_float32:
+    with usual_torch(standardize.device), torch.inference_mode(), full_float32:
         for rest in images.chunks(batch_size):
             while len(rest):
                 batch = rest[:batch_size]
@@ -117,7 +125,7 @@ def local_scores(model: InfoMaxModel, images: Images, others: Images | None, sta
     modes = {module: module.training for module in model.modules()}
     model.eval()
     critic: Critic = model.critics["local"]  # type: ignore[assignment]
-    with torch.inference_mode(), full_float32:
+    with usual_torch(standardize.device), torch.inference_mode(), full_float32:
         maps, vectors, (height, width) = _encode_pairs(model, critic, images, standardize)
         own = critic.score(maps, vectors[:, None])[:, 0]
         other_maps = maps if others is None else _encode_pairs(model, critic, others, standardize)[0]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from skdim.batches import Batches
 from skdim.checkpoints import Checkpoints, is_storable
+from skdim.devices import usual_torch
 from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
 from skdim.monitoring import StopTraining
@@ -70,9 +71,10 @@ def private_rng(seed: int, device: torch.device) -> Iterator[list[torch.Generato
     """Seed torch's global generators for a block, which gets them, and leave them as they were.
 
     Module initialisation and dropout know no other generator. The lock keeps threads from seeing each other's seed.
+    Nothing else that the caller has set in torch counts in the block either.
     """
     cuda = [device] if device.type == "cuda" else []
-    with _rng_lock, torch.random.fork_rng(devices=cuda):
+    with _rng_lock, torch.random.fork_rng(devices=cuda), usual_torch(device):
         generators = [torch.default_generator, *(torch.cuda.default_generators[each.index] for each in cuda)]
         # Not torch.manual_seed, which seeds every device, also those that are not forked here.
         for generator in generators:
@@ -247,7 +249,7 @@ class DIMNet(NeuralNet):
                 finally:
                     # And with it the memory that it holds on the device.
                     self._recorded_step = None
-        self.module_.zero_grad(set_to_none=True)
+                    self.module_.zero_grad(set_to_none=True)
         return self.records(first)
 
     @contextmanager
@@ -268,10 +270,7 @@ class DIMNet(NeuralNet):
 
     def _choose_step(self) -> None:
         """Record the step, or record it anew, or not at all: as callbacks and what they have changed want it."""
-        watched = any(_acts_on_batches(each) or _acts_on_gradients(each) for _, each in self.callbacks_)
-        # A callback may have put one of its own in place, of which nobody knows what a recording of it would hold.
-        foreign = any(type(each) is not self.optimizer for each in self._every_optimizer())
-        if not self.recordable or self._n_steps < MIN_RECORDED_STEPS or watched or foreign or has_hooks(self.module_):
+        if not self._is_recordable():
             self._recorded_step = None
         elif self._recorded_step is None or not self._recorded_step.is_valid:
             # The old recording first gives back the memory that it holds on the device.
@@ -279,6 +278,18 @@ class DIMNet(NeuralNet):
             self._recorded_step = RecordedStep(
                 self.update, self._every_optimizer(), [self.generator], self._describe_step
             )
+
+    def _is_recordable(self) -> bool:
+        """Tell whether a recorded step pays, and would do all that the step does."""
+        optimizers = self._every_optimizer()
+        return (
+            self.recordable
+            and self._n_steps >= MIN_RECORDED_STEPS
+            and not any(_acts_on_batches(each) or _acts_on_gradients(each) for _, each in self.callbacks_)
+            # A callback may have put one of its own in place, of which nobody knows what a recording would hold.
+            and all(type(each) is self.optimizer for each in optimizers)
+            and not has_hooks(self.module_, optimizers)
+        )
 
     def _describe_step(self) -> list[Any]:
         """List what a recording of the step holds fast."""
@@ -482,6 +493,8 @@ class DIMNet(NeuralNet):
         views = [batch] if augment is None else [augment(batch.clone(), self.own_generator) for _ in range(2)]
         with torch.autocast(batch.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             terms, report, embedding = model(views, self.generator)
+        # Weights in bfloat16 that are kept for a second use; only the outermost autocast drops them by itself.
+        torch.clear_autocast_cache()
         if model.prior is not None:
             # The prior's small networks stay in float32: their losses differ by less than bfloat16 resolves.
             report["prior_discriminator"] = self._step_prior_discriminator(embedding)

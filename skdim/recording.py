@@ -7,12 +7,25 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.modules.module as all_modules
+import torch.optim.optimizer as all_optimizers
 from torch import Tensor, nn
 
 __all__ = ["RecordedStep", "describe", "has_hooks"]
 
 # Steps before the one that is recorded, in which optimizers, libraries and compilers set up what must be no part of it.
 WARM_UP_STEPS = 3
+
+# Where torch keeps the hooks of a module, a weight or an optimizer, and those of all modules and optimizers.
+HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_post_accumulate_grad_hooks"),
+    *("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
+)
+HOOKS_OF_ALL = (
+    *(all_modules._global_forward_hooks, all_modules._global_forward_pre_hooks),
+    *(all_modules._global_backward_hooks, all_modules._global_backward_pre_hooks),
+    *(all_optimizers._global_optimizer_pre_hooks, all_optimizers._global_optimizer_post_hooks),
+)
 
 _recording = threading.Lock()
 
@@ -55,12 +68,13 @@ class RecordedStep:
         self._batch: Tensor | None = None
         self._replay: Callable[[], None] | None = None
         self._results: dict[str, Tensor] = {}
-        self._recorded_with: Any = None
+        self._description: Any = None
+        self._is_too_large = False
 
     @property
     def is_valid(self) -> bool:
-        """Whether what has been recorded, if anything has, is still what the step would do."""
-        return self._replay is None or self._recorded_with == self.describe()
+        """Whether what has been recorded, or warmed up for it, is still what the step would do."""
+        return self._description is None or self._description == self.describe()
 
     def __call__(self, batch: Tensor) -> dict[str, Tensor]:
         """Run the step.
@@ -79,25 +93,40 @@ class RecordedStep:
             rate.fill_(group["lr"])
         if self._batch is None:
             self._batch = torch.empty_like(batch)
-        if self._n_warm < WARM_UP_STEPS or batch.shape != self._batch.shape:
-            self._n_warm += 1
-            with self._rates_in_place(), beside(batch.device):
-                return self.step(batch)
-        if self._replay is None:
-            self._replay = self._record(self._batch)
+        is_ready = self._n_warm >= WARM_UP_STEPS and batch.shape == self._batch.shape
+        if is_ready and self._replay is None and not self._is_too_large:
+            self._record(self._batch)
+        if not is_ready or self._replay is None:
+            return self._warm_up(batch)
         self._batch.copy_(batch)
         self._replay()
         return self._results
 
-    def _record(self, batch: Tensor) -> Callable[[], None]:
-        """Record the step on what is in `batch` at each replay."""
-        self._recorded_with = self.describe()
+    def _warm_up(self, batch: Tensor) -> dict[str, Tensor]:
+        """Run the step as it is."""
+        self._n_warm += 1
+        with self._rates_in_place(), beside(batch.device):
+            results = self.step(batch)
+        if self._replay is None and not self._is_too_large:
+            # After the step, because the first one makes the optimizers' state.
+            self._description = self.describe()
+        return results
+
+    def _record(self, batch: Tensor) -> None:
+        """Record the step on what is in `batch` at each replay, if there is memory for it."""
 
         def work() -> None:
             with self._rates_in_place():
                 self._results = self.step(batch)
 
-        return record(work, self.generators, batch.device)
+        # The recording has gradients of its own, beside which those of the last step need not stay.
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        try:
+            self._replay = record(work, self.generators, batch.device)
+        except torch.OutOfMemoryError:
+            # Nothing has run, so no step is lost: training goes on as it is.
+            self._is_too_large = True
 
     @contextmanager
     def _rates_in_place(self) -> Iterator[None]:
@@ -135,12 +164,13 @@ def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> 
     ]
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Tell whether someone watches a module from within a step, as loggers of gradients do."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    weights = [*module.parameters()]
-    return any(getattr(each, name, None) for each in (*module.modules(), *weights) for name in hooks) or any(
-        weight._post_accumulate_grad_hooks for weight in weights
+def has_hooks(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Tell whether someone watches from within a step, as loggers of gradients do, or anomaly detection."""
+    watched = [*module.modules(), *module.parameters(), *optimizers]
+    return (
+        torch.is_anomaly_enabled()
+        or any(HOOKS_OF_ALL)
+        or any(getattr(each, name, None) for each in watched for name in HOOKS)
     )
 
 
@@ -159,7 +189,8 @@ def beside(device: torch.device) -> Iterator[None]:
 def record(work: Callable[[], None], generators: Sequence[torch.Generator], device: torch.device) -> Callable[[], None]:
     """Record what `work` would do on a device, without doing it, and return what does it."""
     # Other threads may allocate meanwhile, those that read images for one: only this one's calls are recorded.
-    with _recording, torch.cuda.device(device):
+    # torch leaves its stream in place where a recording fails: whatever happens, this one's comes back.
+    with _recording, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)

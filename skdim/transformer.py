@@ -31,6 +31,7 @@ from skdim.devices import (
     place,
     resolve_device,
     resolve_precision,
+    usual_torch,
 )
 from skdim.distributed import ALONE, Group, join, local_device
 from skdim.documentation import DocumentationLinkMixin
@@ -593,7 +594,9 @@ class DIMTransformer(
         resolved = resolve_device(device)
         # The net's module is the encoder with its discriminators, so that displays find both on one device.
         module = self.net_.module_ if hasattr(self, "net_") else self.encoder_
-        module.to(resolved)
+        # Or the moved weights could never be trained again.
+        with torch.inference_mode(False):
+            module.to(resolved)
         self.device_ = resolved
         return self
 
@@ -714,8 +717,9 @@ class DIMTransformer(
         resolved = resolve_device(device)
         with private_rng(0, torch.device("cpu")):
             model = load_model(path, cls, encoder)
+            place(model.encoder, resolved)
         dim = cls(**model.params)
-        dim.encoder_ = place(model.encoder, resolved)
+        dim.encoder_ = model.encoder
         dim.device_ = resolved
         dim.image_shape_ = model.image_shape
         dim.n_features_in_ = prod(model.image_shape)
@@ -768,6 +772,7 @@ class DIMTransformer(
             group.check_same(common)
             entropy = group.broadcast(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
             encoder_seed, net_seed = _split_seed(entropy)
+            stack.enter_context(usual_torch(device))
             stack.enter_context(limited_threads(images.shape, device))
             stack.enter_context(self._advised_on_memory(device))
             if isinstance(images, LoadedImages):

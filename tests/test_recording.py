@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback, Freezer, LRScheduler
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from skdim import DIMTransformer, net, recording, transformer
 from skdim.views import StandardAugmentation
@@ -172,6 +173,28 @@ def test_what_callbacks_change_after_an_epoch_counts(act, device, recordings):
     )
 
 
+def take_another_adam(net):
+    net.optimizer_ = torch.optim.Adam(net.optimizer_.param_groups[0]["params"], lr=2**-13, fused=True)
+
+
+def add_weights(net):
+    net.optimizer_.add_param_group({"params": [torch.zeros(1, requires_grad=True, device=net.generator.device)]})
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+@pytest.mark.parametrize("act", [freeze, decay, take_another_adam, add_weights], ids=lambda act: act.__name__)
+def test_what_callbacks_change_before_the_recording_counts(act, device, recordings):
+    params = {"device": device, "batch_size": 31, "max_epochs": 12}
+
+    def callbacks():
+        return [ActsOnce(act, epoch=3)]
+
+    recorded = DIMTransformer(**PARAMS | params, callbacks=callbacks()).fit(IMAGES)
+    # A step an epoch: two before the change, and the warm-up after it.
+    assert (recordings.made, recordings.replays) == (1, 10 - recording.WARM_UP_STEPS)
+    assert_same(recorded, fit_as_it_is(**params, callbacks=callbacks()))
+
+
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])
 def test_weights_that_are_trained_later_get_a_state_first(device, recordings):
     def callbacks():
@@ -207,6 +230,59 @@ def test_steps_with_an_optimizer_of_the_users_are_not_recorded(device, recording
     recorded = DIMTransformer(**PARAMS, device=device, callbacks=[ActsOnce(take_another_optimizer)]).fit(IMAGES)
     assert (recordings.made, recordings.replays) == (1, 8 - recording.WARM_UP_STEPS)
     assert_same(recorded, fit_as_it_is(device=device, callbacks=[ActsOnce(take_another_optimizer)]))
+
+
+class Watch(Callback):
+    """Has something called at each step from the third epoch on."""
+
+    def __init__(self, register):
+        self.register, self.calls, self.handles = register, [], []
+
+    def on_epoch_begin(self, net, **kwargs):
+        if len(net.history) == 3:
+            self.handles.append(self.register(net, lambda *_: self.calls.append(1)))
+
+    def on_train_end(self, net, **kwargs):
+        for handle in self.handles:
+            handle.remove()
+
+
+HOOKS = {
+    "optimizer": lambda net, hook: net.optimizer_.register_step_post_hook(hook),
+    "every optimizer": lambda net, hook: register_optimizer_step_pre_hook(hook),
+    "every module": lambda net, hook: torch.nn.modules.module.register_module_forward_hook(hook),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+@pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS)
+def test_hooks_of_all_kinds_see_each_step(register, device, recordings):
+    watch = Watch(register)
+    DIMTransformer(**PARAMS, device=device, callbacks=[watch]).fit(IMAGES)
+    assert recordings.replays == 8 - recording.WARM_UP_STEPS
+    # Each step has two optimizers and many modules.
+    assert len(watch.calls) >= 2 * 4
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_anomaly_detection_sees_each_step(device, recordings):
+    with torch.autograd.detect_anomaly():
+        DIMTransformer(**PARAMS, device=device).fit(IMAGES)
+    assert recordings.made == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_training_goes_on_without_a_recording_that_memory_does_not_hold(device, recordings, monkeypatch):
+    def fail(work, generators, device):
+        recordings.made += 1
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(recording, "record", fail)
+    unrecorded_after_all = DIMTransformer(**PARAMS, device=device).fit(IMAGES)
+    # Tried once, not at each step.
+    assert recordings.made == 1
+    assert_same(unrecorded_after_all, fit_as_it_is(device=device))
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])

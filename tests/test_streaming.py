@@ -771,5 +771,5 @@ def test_streaming_to_cuda_gives_the_bits_of_resident_images(monkeypatch, tmp_pa
     X = mapped(IMAGES, tmp_path)
     expected = result(X, device="cuda")
     assert_same(result(IMAGES, device="cuda"), expected)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    monkeypatch.setattr("skdim.batches._free_memory", lambda device: 0)
     assert_same(result(X, device="cuda"), expected)

@@ -1,0 +1,63 @@
+"""What a caller has set in torch for computations of his own has no say here."""
+
+import pickle
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from skdim import DIMTransformer
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+PARAMS = {"n_components": 4, "max_epochs": 3, "batch_size": 8, "mi_units": 8, "random_state": 0, "device": "cpu"}
+
+
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+SETTINGS = {
+    "default dtype": lambda: default_dtype(torch.float64),
+    # No tensor there has values: it stands for another GPU.
+    "default device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+}
+
+
+@pytest.fixture(params=SETTINGS)
+def setting(request):
+    return SETTINGS[request.param]()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fit_and_what_comes_after_it_give_the_same_bits(setting, precision, tmp_path):
+    usual = DIMTransformer(**PARAMS, precision=precision).fit(IMAGES)
+    embeddings, blob = usual.transform(IMAGES), pickle.dumps(usual)
+    usual.save(tmp_path / "dim.safetensors")
+    with setting:
+        unusual = DIMTransformer(**PARAMS, precision=precision).fit(IMAGES)
+        found = [dim.transform(IMAGES) for dim in (unusual, usual, pickle.loads(blob))]
+        loaded = DIMTransformer.load(tmp_path / "dim.safetensors", device="cpu")
+        found.append(loaded.transform(IMAGES))
+    assert unusual.loss_curve_ == usual.loss_curve_
+    for Z in found:
+        assert np.array_equal(Z, embeddings)
+    with pytest.warns(UserWarning, match="new discriminators"):
+        loaded.partial_fit(IMAGES)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_callers_settings_stay_as_they_were():
+    with default_dtype(torch.float64), torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16):
+        DIMTransformer(**PARAMS).fit(IMAGES).transform(IMAGES)
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.empty(1).device.type == "meta"
+        assert torch.is_autocast_enabled("cpu")
