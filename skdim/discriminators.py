@@ -361,9 +361,11 @@ class PriorDiscriminator(nn.Module):
 class PriorNoise(nn.Module):
     r"""Noise that matches embeddings to a prior without an adversary.
 
-    Critics read :math:`y + Z` in place of y, with Z independent noise. Of all embeddings of bounded range (variance)
-    the uniformly (normally) distributed ones carry the most information through the noise, so that maximising the
-    mutual information brings the embedding to the prior (Butakov et al., arXiv:2410.06993).
+    Critics read :math:`y + Z` in place of y, with Z independent noise. Of all embeddings of bounded variance the
+    normally distributed ones carry the most information through normal noise, so that maximising the mutual information
+    brings the embedding to the prior (Butakov et al., arXiv:2410.06993). Of those of bounded range, the uniformly
+    distributed ones nearly do so through uniform noise, as long as it is narrow: with a share s of the range, 1 + 1/s
+    equally spaced points carry ``log(1 + 1/s)`` a dimension, the uniform distribution ``log(1/s) + s/2``.
 
     Parameters
     ----------

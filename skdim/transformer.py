@@ -143,9 +143,10 @@ class DIMTransformer(
     prior_matching : {"adversarial", "noise"}, default="adversarial"
         How: "adversarial" trains a discriminator between prior and embedding, which the encoder learns to fool; its
         loss is weighted by `prior_weight`. "noise" adds noise to the embeddings that the critics see, so that the
-        prior's distribution is the one that carries most information [2]_; `prior_weight` is the standard deviation of
-        the noise as a share of the prior's. It needs no second network and cannot become unstable. With
-        ``prior="normal"`` the encoder then ends in a batch norm.
+        prior's distribution is the one that carries most information [2]_, or with ``prior="uniform"`` nearly so while
+        the noise is weak; `prior_weight` is the standard deviation of the noise as a share of the prior's, and should
+        stay near 0.1. It needs no second network and cannot become unstable. With ``prior="normal"`` the encoder then
+        ends in a batch norm.
 
     multiple_globals : bool, default=False
         Whether the encoder yields one embedding for each location of its last convolution's map, each of which is
@@ -315,7 +316,8 @@ class DIMTransformer(
         "prior_weight": [Interval(Real, 0, None, closed="left")],
         "mi_estimator": [StrOptions(set(OBJECTIVES))],
         "discriminator": [StrOptions({"dot", "concat"})],
-        "mi_units": [Interval(Integral, 1, None, closed="left")],
+        # The layer norm of the "dot" critic's sides makes a single unit constant.
+        "mi_units": [Interval(Integral, 2, None, closed="left")],
         "negatives": [StrOptions(set(NEGATIVES)), list, tuple, dict],
         "local_samples": [Interval(Integral, 1, None, closed="left"), None],
         "prior": [StrOptions({"uniform", "normal"})],

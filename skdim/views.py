@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -58,8 +59,9 @@ class StandardAugmentation:
         highest = {"crop": 1.0, "shift": 1.0, "color": 1.0, "grey": 1.0, "noise": math.inf}
         for name, limit in highest.items():
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 <= value <= limit) or (name == "crop" and value == 0):
-                allowed = "(0, 1]" if name == "crop" else f"[0, {limit:g}]"
+            is_number = isinstance(value, Real) and math.isfinite(value)
+            if not (is_number and 0 <= value <= limit) or (name == "crop" and value == 0):
+                allowed = {"crop": "(0, 1]", "noise": "[0, inf)"}.get(name, "[0, 1]")
                 raise ValueError(f"{name} must be a number in {allowed}, got {value!r}.")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:

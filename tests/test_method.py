@@ -138,11 +138,25 @@ def test_an_augmentation_that_draws_elsewhere_is_seeded_and_leaves_no_trace(digi
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("crop", 0), ("crop", 1.5), ("crop", "a"), ("shift", -0.1), ("color", 2), ("grey", -1), ("noise", -1)],
+    [
+        ("crop", 0),
+        ("crop", 1.5),
+        ("crop", "a"),
+        ("shift", -0.1),
+        ("color", 2),
+        ("grey", -1),
+        ("noise", -1),
+        ("noise", np.inf),
+    ],
 )
 def test_shares_of_the_standard_augmentation_are_checked(name, value):
     with pytest.raises(ValueError, match=rf"{name} must be a number in .*, got {value!r}"):
         StandardAugmentation(**{name: value})
+
+
+def test_shares_of_the_standard_augmentation_may_come_from_a_grid():
+    assert [StandardAugmentation(crop=crop).crop for crop in np.linspace(0.5, 1, 3)] == [0.5, 0.75, 1.0]
+    assert StandardAugmentation(crop=np.float32(0.5), color=np.int64(1)).color == 1
 
 
 def shrink(images, generator):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import skdim.model
+from skdim.coordinates import CoordinatePredictor
 from skdim.discriminators import (
     Critic,
     GlobalConcatCritic,
@@ -335,6 +336,28 @@ def test_model_returns_the_term_of_each_critic(discriminator, negatives):
         torch.testing.assert_close(terms[name], expected)
 
 
+def test_embeddings_are_of_occluded_images_and_features_of_whole_ones():
+    def occlude(images, generator, group):
+        return images.masked_fill(torch.arange(16) < 7, 0.0)
+
+    model = build({"local"}, occlusion=occlude).eval()
+    critic, seen = model.critics["local"], []
+    encode = critic.encode
+
+    def watched(features, embedding):
+        seen.append((features, embedding))
+        return encode(features, embedding)
+
+    critic.encode = watched
+    images = colour_batch(4)
+    _, _, embedding = model([images], seeded())
+    ((features, scored),) = seen
+    torch.testing.assert_close(features, model.encoder(images)[1])
+    torch.testing.assert_close(embedding, model.encoder(occlude(images, None, None))[0])
+    assert torch.equal(scored, embedding)
+    assert not torch.allclose(embedding, model.encoder(images)[0])
+
+
 def colour_batch(n_images, seed=0):
     return torch.tensor(np.random.default_rng(seed).standard_normal((n_images, 1, 16, 16)), dtype=torch.float32)
 
@@ -407,6 +430,22 @@ def test_several_embeddings_an_image_are_each_told_from_other_images(critic_name
         for g in range(4)
     ]
     torch.testing.assert_close(terms[name], sum(losses) / 4)
+
+
+def test_coordinates_are_told_from_the_other_views_mean_embedding():
+    model = build({"coordinate"})
+    model.encoder = MapEncoder()
+    model.coordinates = CoordinatePredictor((3, 4, 4), N_COMPONENTS, 8)
+    views = [colour_batch(5, seed) for seed in range(2)]
+    terms, _, _ = model(views, seeded())
+    partner = torch.randperm(16, generator=seeded())
+    embeddings, features = zip(*(model.encoder(view) for view in views), strict=True)
+    means = [embedding.mean(dim=(2, 3)) for embedding in embeddings]
+    expected = [model.coordinates.loss(features[i], means[1 - i], partner) for i in range(2)]
+    torch.testing.assert_close(terms["coordinate"], torch.stack(expected).mean())
+    # Which of the embeddings it is does make a difference.
+    others = [model.coordinates.loss(features[i], means[i], partner) for i in range(2)]
+    assert not torch.allclose(terms["coordinate"], torch.stack(others).mean())
 
 
 def test_sampled_locations_are_distinct_ones_of_the_same_image():

@@ -17,6 +17,7 @@ from skdim.discriminators import (
 )
 from skdim.encoders import ENCODERS as BUILT_IN
 from skdim.encoders import DCGANEncoder, FlattenMap, Stride1Encoder
+from skdim.encoders.blocks import padded_conv
 
 ENCODERS = [DCGANEncoder, Stride1Encoder]
 CRITICS = [LocalDotCritic, LocalConcatCritic, GlobalDotCritic, GlobalConcatCritic]
@@ -42,6 +43,48 @@ DCGAN_PARAMETERS = sum(
         1024 * 64 + 64,
     )
 )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (GlobalDotCritic((64, 4, 3), 4, 8).feature_head, (64, 4, 3)),
+        lambda: (GlobalDotCritic((64, 6, 3), 4, 8).feature_head, (64, 6, 3)),
+        lambda: (BUILT_IN["resnet_folded"]((1, 10, 8), 4), (1, 10, 8)),
+        lambda: (BUILT_IN["resnet"]((1, 30, 8), 4), (1, 30, 8)),
+        lambda: (BUILT_IN["dcgan"]((1, 30, 8), 4), (1, 30, 8)),
+    ],
+    ids=["critic 4 x 3", "critic 6 x 3", "resnet_folded", "resnet", "dcgan"],
+)
+def test_thin_maps_are_finite_in_bfloat16(make):
+    network, shape = make()
+    images = torch.randn(16, *shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    for _ in range(10):
+        # What convolutions leave out is then not finite.
+        del [torch.full((1 << size,), torch.nan) for size in range(4, 18)][:]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = network(images)
+        output = output if isinstance(output, torch.Tensor) else output[0]
+        output.float().square().mean().backward()
+        assert output.isfinite().all()
+        assert images.grad.isfinite().all()
+        assert all(weight.grad.isfinite().all() for weight in network.parameters())
+        network.zero_grad()
+        images.grad = None
+
+
+@pytest.mark.parametrize("size", [(4, 3), (2, 6), (5, 2)])
+def test_a_kernel_without_its_padding_is_the_same_function(size):
+    conv, _ = padded_conv(3, 5, size, (4, 4), (2, 2))
+    padding = [1 if side > 3 else 0 for side in size]
+    assert conv.padding == tuple(padding)
+    padded = nn.Conv2d(3, 5, 4, 2, 1, bias=False)
+    with torch.no_grad():
+        padded.weight.zero_()
+        rows, columns = (slice(None) if side > 3 else slice(1, 1 + side) for side in size)
+        padded.weight[:, :, rows, columns] = conv.weight
+    images = torch.randn(2, 3, *size)
+    torch.testing.assert_close(conv(images), padded(images))
 
 
 def n_parameters(module):

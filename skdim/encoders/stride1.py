@@ -16,8 +16,8 @@ class Stride1Encoder(ConvolutionalEncoder):
     Convolutions 64, 128 (the local features), 256 and 512, ReLU after each, batch norm after all but the first; a
     3 x 32 x 32 image gives an embedding of `n_components` and local features of 128 x 26 x 26. Sides of 2 to 12
     pixels are padded with zeros to 13, the least the four convolutions can take; a side of one pixel is left alone.
-    Along a side of 64 pixels or more the first convolutions get a stride of 2, one for each doubling beyond 32, so that
-    map and linear layer stay near the size they have for 32 x 32.
+    Along a side of 64 pixels or more the first convolutions get a stride of 2, one for each doubling beyond 32. Up to
+    255 pixels the local features have at most 62 locations along it; they and the linear layer grow with larger images.
 
     Parameters
     ----------
