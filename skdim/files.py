@@ -109,6 +109,8 @@ def read_images(
         raise ValueError(f"size must be two positive integers (height, width) or None, got {size!r}.")
     if isinstance(files, str | os.PathLike):
         files = _files_in(Path(files))
+    # By position, which in a pandas Series is not the index.
+    files = list(files)
     if len(files) == 0:
         raise ValueError("files must name at least one image, got none.")
     if cache is None:

@@ -240,6 +240,9 @@ def as_array(X: Any, name: str) -> Any:
         X = _stack(X)
     elif not isinstance(X, np.ndarray):
         X = np.asarray(X)
+    if X.dtype == object and X.ndim == 1:
+        # A column of a DataFrame, each of whose entries is an image.
+        X = _stack(X.tolist())
     check_dtype(X.dtype, name)
     return X
 

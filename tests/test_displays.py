@@ -261,6 +261,36 @@ def test_what_holds_no_transformer_is_refused(estimator, colour_images):
         EmbeddingDisplay.from_estimator(estimator, colour_images[0])
 
 
+def test_a_users_style_counts_by_any_name_of_it(fitted, colour_images):
+    X, y = colour_images
+    curves = TrainingCurveDisplay.from_estimator(fitted, c="red", lw=3, ls=":")
+    line = curves.lines_["loss"]
+    assert (line.get_color(), line.get_linewidth(), line.get_linestyle()) == ("red", 3, ":")
+    for style in ({"c": "red"}, {"color": "red", "linewidth": 1}, {"c": "red", "lw": 1, "s": 3}):
+        for labels in (None, y):
+            display = EmbeddingDisplay.from_estimator(fitted, X, labels, **style)
+            assert all(np.allclose(each.get_facecolor(), [1, 0, 0, 1]) for each in display.ax_.collections)
+
+
+def test_many_integers_are_values(fitted, colour_images):
+    X, y = colour_images
+    many = np.arange(len(X))
+    assert len(many) > 48
+    assert EmbeddingDisplay.from_estimator(fitted, X, many).ax_.get_legend() is None
+    assert EmbeddingDisplay.from_estimator(fitted, X, y).ax_.get_legend() is not None
+
+
+def test_thumbnails_in_a_part_of_a_figure(fitted, colour_images):
+    parts = plt.figure().subfigures(1, 2)
+    display = EmbeddingDisplay.from_estimator(fitted, colour_images[0], n_thumbnails=3, ax=parts[1].subplots())
+    assert display.thumbnails_
+
+
+def test_a_single_dimension_is_no_plane(digits):
+    with pytest.raises(ValueError, match="two dimensions at least, got n_components=1"):
+        EmbeddingDisplay.from_estimator(small(n_components=1).fit(digits[0]), digits[0])
+
+
 class Convolutionless(nn.Module):
     def __init__(self, image_shape, n_components):
         super().__init__()

@@ -170,8 +170,11 @@ def test_labels_may_be_strings(digits):
     ("probe", "message"),
     [
         (LinearProbe("hinge"), "loss"),
-        (LinearProbe(Cs=[]), "Cs must be positive numbers"),
-        (LinearProbe(Cs=[0.0]), "Cs must be positive numbers"),
+        (LinearProbe(Cs=[]), "Cs must be positive, finite numbers"),
+        (LinearProbe(Cs=[0.0]), "Cs must be positive, finite numbers"),
+        (LinearProbe(Cs=[np.nan]), "Cs must be positive, finite numbers"),
+        (MLPProbe([20, 0]), r"hidden_layer_sizes must be positive integers, got \[20, 0\]"),
+        (MLPProbe([2.5]), "hidden_layer_sizes must be positive integers"),
         (LinearProbe(device="tpu"), "device must be"),
         (MLPProbe(dropout=1.0), "dropout"),
     ],
@@ -236,8 +239,91 @@ def test_what_a_table_refuses(digits, trained):
         evaluate(trained, X, y, X, y, layers=["conv"])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         evaluate(trained, X, y[:10], X, y)
+    with pytest.raises(ValueError, match="'knn' needs 20 training images at least, got 19"):
+        evaluate(trained, X[:19], y[:19], X, y)
     with pytest.raises(NotFittedError):
         evaluate(DIMTransformer(), X, y, X, y)
+
+
+def test_the_untrained_encoder_of_a_table_has_the_shape_of_the_trained_one(colour_images):
+    X, y = colour_images
+    params = {"n_components": 8, "random_state": 0}
+    dim = DIMTransformer(**params, max_epochs=1).fit(X)
+    flat = X.reshape(len(X), -1)
+    table = evaluate(dim, flat[:40], y[:40], flat[40:], y[40:], probes=["linear"], layers=["embedding"])
+    untrained = DIMTransformer(**params, max_epochs=0).fit(X[:40])
+    probe = LinearProbe(random_state=np.random.RandomState(0).randint(np.iinfo(np.int32).max))
+    expected = probe.fit(untrained.transform(X[:40]), y[:40]).score(untrained.transform(X[40:]), y[40:])
+    assert table["linear"].iloc[2] == expected
+
+
+def test_a_table_trains_nothing_and_tells_nobody(digits):
+    X, y = digits
+    dim = DIMTransformer(8, max_epochs=1, random_state=0).fit(X)
+    told = []
+    if hasattr(dim, "set_callbacks"):
+
+        class Told:
+            def setup(self, **kwargs):
+                told.append("setup")
+
+            def on_fit_task_begin(self, **kwargs):
+                told.append("begin")
+
+            def on_fit_task_end(self, **kwargs):
+                told.append("end")
+
+            def teardown(self, **kwargs):
+                told.append("teardown")
+
+        dim.set_callbacks(Told())
+    # As of one that was trained by several processes.
+    dim.set_params(distributed=True)
+    evaluate(dim, X[:200], y[:200], X[200:], y[200:], probes=["knn"], layers=["embedding"])
+    assert not told
+
+
+def test_tables_and_reconstructions_of_pipelines_are_those_of_their_transformers(digits):
+    X, y = digits
+    halve = FunctionTransformer(lambda X: X / 2)
+    pipeline = make_pipeline(halve, DIMTransformer(8, max_epochs=1, random_state=0), StandardScaler()).fit(X)
+    data = (X[:200] / 2, y[:200], X[200:] / 2, y[200:])
+    expected = evaluate(pipeline[1], *data, probes=["knn"], layers=["embedding"])
+    of_pipeline = (X[:200], y[:200], X[200:], y[200:])
+    for estimator in (pipeline, FrozenEstimator(pipeline), make_pipeline(halve, FrozenEstimator(pipeline[1]))):
+        table = evaluate(estimator, *of_pipeline, probes=["knn"], layers=["embedding"])
+        assert list(table["knn"]) == list(expected["knn"])
+    params = {"max_epochs": 2, "random_state": 0}
+    drawn = reconstruction_ms_ssim(pipeline, X[:200], X[200:], **params)
+    assert drawn == reconstruction_ms_ssim(pipeline[1], data[0], data[2], **params)
+    assert retrieval_scorer(pipeline, X) == retrieval_scorer(pipeline[1], X / 2)
+    with pytest.raises(TypeError, match="evaluate needs a fitted DIMTransformer or a Pipeline with one, got a Stand"):
+        evaluate(StandardScaler().fit(X), *of_pipeline)
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_output_that_is_set_for_all_of_scikit_learn_will_do(digits):
+    pytest.importorskip("pandas")
+    X, y = digits
+    dim = DIMTransformer(8, max_epochs=1, random_state=0).fit(X)
+
+    def figures():
+        table = evaluate(dim, X[:200], y[:200], X[200:], y[200:], probes=["linear"], layers=["embedding"])
+        decoded = reconstruction_ms_ssim(dim, X[:200], X[200:], max_epochs=1, random_state=0)
+        return [*table["linear"], retrieval_scorer(dim, X), decoded]
+
+    expected = figures()
+    with config_context(transform_output="pandas"):
+        assert figures() == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_scorer_without_labels_takes_named_columns(digits):
+    pandas = pytest.importorskip("pandas")
+    X, _ = digits
+    frame = pandas.DataFrame(X, columns=[f"pixel {i}" for i in range(64)])
+    dim = DIMTransformer(8, max_epochs=1, random_state=0)
+    assert retrieval_scorer(clone(dim).fit(frame), frame) == retrieval_scorer(dim.fit(X), X)
 
 
 # Scorers
@@ -318,6 +404,14 @@ def test_mutual_information_of_correlated_gaussians():
     known = -0.5 * np.log(1 - correlation**2) * 2
     bound = mutual_information_bound(x, 10 * z + 3, random_state=0)
     assert bound == pytest.approx(known, abs=0.05 + 0.1 * known)
+
+
+def test_dimensions_far_apart_among_many_are_seen_to_depend_on_each_other():
+    rng = np.random.default_rng(0)
+    Z = np.zeros((2500, 502))
+    Z[:, 0] = rng.standard_normal(2500)
+    Z[:, 500] = 0.95 * Z[:, 0] + np.sqrt(1 - 0.95**2) * rng.standard_normal(2500)
+    assert total_correlation_bound(Z, max_epochs=15, random_state=0) > 0.5
 
 
 def test_mutual_information_of_images(all_digits, trained):
@@ -458,8 +552,32 @@ def test_a_frozen_transformer_survives_cross_validation(all_digits, trained):
     assert torch.allclose(weight, trained.encoder_.embedding.weight, atol=1e-5)
 
 
+def test_probes_behind_tensors(digits):
+    pytest.importorskip("sklearn.externals.array_api_compat", reason="scikit-learn < 1.7 does not bring it")
+    X, y = digits
+    for probe in (LinearProbe(random_state=0), MLPProbe(max_epochs=3, random_state=0)):
+        pipeline = make_pipeline(DIMTransformer(8, max_epochs=1, random_state=0), probe)
+        expected = pipeline.fit(X, y).predict(X)
+        with config_context(array_api_dispatch=True):
+            tensor = torch.from_numpy(X)
+            assert np.array_equal(pipeline.fit(tensor, y).predict(tensor), expected)
+    Z = torch.from_numpy(X[:, :3])
+    with config_context(array_api_dispatch=True):
+        bounds = [mutual_information_bound(Z, Z, max_epochs=1), total_correlation_bound(Z, max_epochs=1)]
+    assert np.isfinite(bounds).all()
+
+
 def test_what_fine_tuning_refuses(digits, trained):
     X, y = digits
+    with pytest.raises(TypeError, match="got a frozen StandardScaler"):
+        FineTunedClassifier(FrozenEstimator(StandardScaler().fit(X))).fit(X, y)
+    other = pickle.loads(pickle.dumps(trained)).set_params(output_layer="conv")
+    with pytest.raises(ValueError, match="output_layer='conv' is not a layer of the encoder"):
+        FineTunedClassifier(other).fit(X, y)
+    with pytest.raises(ValueError, match="two samples at least, got 1 beside the 2"):
+        MLPProbe(validation_fraction=0.5).fit(X[:3], y[:3])
+    with pytest.warns(UserWarning, match="of another range"):
+        FineTunedClassifier(trained, max_epochs=1).fit(255 * X, y)
     with pytest.raises(ValueError, match="transformer"):
         FineTunedClassifier(StandardScaler()).fit(X, y)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):

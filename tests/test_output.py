@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageSequence
 from sklearn import config_context
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_html_repr
@@ -139,6 +140,22 @@ def test_images_are_turned_as_the_camera_says(tmp_path):
     exif[0x0112] = 6  # the camera was turned: the file's left side is the top
     Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(read_images([tmp_path / "turned.png"])[0], np.rot90(RGB, k=-1))
+
+
+def test_a_column_of_paths_or_images_is_read_in_its_order(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    frame = pandas.DataFrame({"path": [str(tmp_path / f"{i}.png") for i in range(4)]})
+    frame["pixels"] = list(read_images(frame["path"]))
+    shuffled = frame.iloc[[2, 0, 3, 1]]
+    assert read_images(shuffled["path"])[:, 0, 0].tolist() == [100, 0, 150, 50]
+    dim = small().fit(shuffled["path"])
+    Z = dim.transform(read_images(shuffled["path"].tolist()))
+    for column in ("path", "pixels"):
+        assert np.array_equal(dim.transform(shuffled[column]), Z)
+        scores = cross_val_score(dim, shuffled[column], scoring=lambda dim, X: len(dim.transform(X)), cv=2)
+        assert scores.tolist() == [2, 2]
 
 
 def test_pages_that_are_left_out_are_warned_about(tmp_path):

@@ -9,13 +9,15 @@ from sklearn.manifold import TSNE
 from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import type_of_target
 
-from skdim.displays.figures import COLORS, MARKERS, get_axes, import_pyplot, legend_beside
-from skdim.displays.subjects import find_transformer, images_of
-from skdim.embedding import embed
+from skdim.displays.figures import COLORS, MARKERS, get_axes, import_pyplot, legend_beside, with_defaults
 from skdim.pictures import as_pictures
+from skdim.subjects import embed, find_transformer, images_of
 from skdim.transformer import DIMTransformer
 
 __all__ = ["EmbeddingDisplay"]
+
+# Integers that are read as classes; more are values.
+MAX_CLASSES = 48
 
 # Width of a thumbnail, in points.
 THUMBNAIL = 22
@@ -29,7 +31,8 @@ class EmbeddingDisplay:
     coordinates : ndarray of shape (n, 2)
         Where to draw each image.
     y : array-like of shape (n,), default=None
-        Classes, which get a legend, or continuous values, which get a colour bar.
+        Classes, which get a legend, or continuous values, which get a colour bar, as more than 48 different integers
+        do.
     pictures : ndarray of shape (n, height, width, 3), default=None
         The images, for thumbnails, in [0, 1].
     axis_labels : tuple of str, default=("", "")
@@ -99,7 +102,7 @@ class EmbeddingDisplay:
             The display.
         """
         import_pyplot(f"{cls.__name__}.from_estimator")
-        dim, (X,) = find_transformer(cls, estimator, X)
+        dim, (X,) = find_transformer(estimator, X, name=cls.__name__)
         Z = embed(dim, X)
         if y is not None:
             check_consistent_length(Z, y)
@@ -107,6 +110,8 @@ class EmbeddingDisplay:
         if isinstance(projection, str):
             if projection not in ("pca", "tsne"):
                 raise ValueError(f"projection must be 'pca', 'tsne' or a transformer, got {projection!r}.")
+            if Z.shape[1] < 2:
+                raise ValueError(f"{cls.__name__} needs embeddings of two dimensions at least, got n_components=1.")
             name = {"pca": "Principal component", "tsne": "t-SNE"}[projection]
             axis_labels = (f"{name} 1", f"{name} 2")
             perplexity = min(30.0, (len(Z) - 1) / 3)
@@ -137,21 +142,28 @@ class EmbeddingDisplay:
         if n_thumbnails < 0:
             raise ValueError(f"n_thumbnails must be at least 0, got {n_thumbnails}.")
         self.ax_, self.figure_ = get_axes(self, ax)
-        points = {"s": 14, "linewidths": 0} | scatter_kwargs
+        from matplotlib.collections import PathCollection
+
+        def scatter(x: Any, y: Any, **defaults: Any) -> Any:
+            if "c" in scatter_kwargs:
+                defaults.pop("color", None)
+            style = with_defaults(PathCollection, {"s": 14, "linewidth": 0} | defaults, scatter_kwargs)
+            return self.ax_.scatter(x, y, **style)
+
         x, y = np.asarray(self.coordinates).T
         frames = np.full(len(x), "black", dtype=object)
         if self.y is None:
-            self.ax_.scatter(x, y, **({"color": COLORS[0]} | points))
-        elif type_of_target(self.y) in ("binary", "multiclass"):
+            scatter(x, y, color=COLORS[0])
+        elif _are_classes(self.y):
             labels = np.asarray(self.y)
             for i, label in enumerate(np.unique(labels)):
                 is_it = labels == label
                 frames[is_it] = color = COLORS[i % len(COLORS)]
-                style = {"color": color, "marker": MARKERS[i // 5 % len(MARKERS)], "label": str(label)}
-                self.ax_.scatter(x[is_it], y[is_it], **(style | points))
+                marker = MARKERS[i // 5 % len(MARKERS)]
+                scatter(x[is_it], y[is_it], color=color, marker=marker, label=str(label))
             legend_beside(self.ax_)
         else:
-            drawn = self.ax_.scatter(x, y, c=np.asarray(self.y), **({"cmap": "viridis"} | points))
+            drawn = scatter(x, y, c=np.asarray(self.y), cmap="viridis")
             self.figure_.colorbar(drawn, ax=self.ax_, label="y")
         self.ax_.set(xlabel=self.axis_labels[0], ylabel=self.axis_labels[1], xticks=[], yticks=[])
         self.thumbnails_ = self._draw_thumbnails(n_thumbnails, frames)
@@ -165,7 +177,7 @@ class EmbeddingDisplay:
         from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
         # Only once the layout is settled are distances on the page known.
-        self.figure_.draw_without_rendering()
+        self.figure_.canvas.figure.draw_without_rendering()
         page = self.ax_.transData.transform(self.coordinates) * 72 / self.figure_.dpi
         chosen: list[int] = []
         for i, place in enumerate(page):
@@ -177,3 +189,10 @@ class EmbeddingDisplay:
                 frame = {"edgecolor": frames[i], "linewidth": 1.5}
                 self.ax_.add_artist(AnnotationBbox(image, self.coordinates[i], pad=0.1, bboxprops=frame))
         return chosen
+
+
+def _are_classes(y: ArrayLike) -> bool:
+    """Tell classes, which a legend lists, from values, and from numbers too many for a legend."""
+    labels = np.asarray(y)
+    is_listed = labels.dtype.kind not in "iu" or len(np.unique(labels)) <= MAX_CLASSES
+    return is_listed and type_of_target(y) in ("binary", "multiclass")

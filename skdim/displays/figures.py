@@ -5,7 +5,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-__all__ = ["COLORS", "MARKERS", "figure_size", "get_axes", "import_pyplot", "legend_beside", "remove_lines"]
+__all__ = [
+    "COLORS",
+    "MARKERS",
+    "figure_size",
+    "get_axes",
+    "import_pyplot",
+    "legend_beside",
+    "remove_lines",
+    "with_defaults",
+]
 
 # Ten colours that people with any kind of colour vision tell apart (M. A. Petroff, arXiv:2107.02270).
 COLORS = (
@@ -36,6 +45,13 @@ def get_axes(display: object, ax: Any, figsize: tuple[float, float] | None = Non
     if ax is None:
         _, ax = plt.subplots(figsize=figsize, layout="constrained")
     return ax, ax.figure
+
+
+def with_defaults(artist: type, defaults: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Put what a user has chosen of an artist, by whatever name matplotlib knows it, above defaults."""
+    from matplotlib.cbook import normalize_kwargs
+
+    return defaults | normalize_kwargs(chosen, artist)
 
 
 def legend_beside(ax: Any) -> None:

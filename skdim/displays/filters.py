@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from skdim.displays.figures import get_axes, remove_lines
-from skdim.displays.subjects import find_transformer
 from skdim.pictures import mosaic, principal_colors
+from skdim.subjects import find_transformer
 from skdim.transformer import DIMTransformer
 
 __all__ = ["FilterDisplay"]
@@ -58,7 +58,7 @@ class FilterDisplay:
         ValueError
             If the encoder has no 2-D convolution.
         """
-        dim, _ = find_transformer(cls, estimator)
+        dim, _ = find_transformer(estimator, name=cls.__name__)
         convolution = next((m for m in dim.encoder_.modules() if isinstance(m, nn.Conv2d)), None)
         if convolution is None:
             raise ValueError(f"The encoder {type(dim.encoder_).__name__} has no 2-D convolution.")

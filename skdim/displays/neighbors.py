@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from skdim.displays.figures import figure_size, get_axes, import_pyplot, remove_lines
-from skdim.displays.subjects import find_transformer, images_of
-from skdim.embedding import embed
 from skdim.pictures import mosaic, pixel_values, to_rgb
+from skdim.subjects import embed, find_transformer, images_of
 from skdim.transformer import DIMTransformer
 
 __all__ = ["NeighborsDisplay"]
@@ -79,7 +78,7 @@ class NeighborsDisplay:
             The display.
         """
         import_pyplot(f"{cls.__name__}.from_estimator")
-        dim, (X_query, X) = find_transformer(cls, estimator, X_query, X)
+        dim, (X_query, X) = find_transformer(estimator, X_query, X, name=cls.__name__)
         search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric).fit(embed(dim, X))
         distances, indices = search.kneighbors(embed(dim, X_query))
         # Together, so that they are scaled alike.

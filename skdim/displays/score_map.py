@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from skdim.batches import Standardizer
 from skdim.displays.figures import figure_size, get_axes, import_pyplot, remove_lines
-from skdim.displays.subjects import find_transformer, images_of
 from skdim.inference import local_scores
 from skdim.pictures import as_pictures, mosaic
+from skdim.subjects import find_transformer, images_of
 from skdim.transformer import DIMTransformer
 
 __all__ = ["ScoreMapDisplay"]
@@ -70,7 +70,7 @@ class ScoreMapDisplay:
             If there is no local critic, or no other image.
         """
         import_pyplot(f"{cls.__name__}.from_estimator")
-        dim, (X, background) = find_transformer(cls, estimator, X, background)
+        dim, (X, background) = find_transformer(estimator, X, background, name=cls.__name__)
         if "local" not in getattr(dim, "discriminators_", {}):
             raise ValueError(
                 f"{cls.__name__} needs the local critic, discriminators_['local']: fit with a local_weight above 0 in "
@@ -117,7 +117,9 @@ class ScoreMapDisplay:
         )
         # In axes of its own it is as high as the images.
         beside = self.ax_.inset_axes((1.01, 0, 0.015, 1))
-        self.colorbar_ = self.figure_.colorbar(drawn, cax=beside, label="Score: high where\nit knows more")
+        # Signals are too flat for more.
+        label = "Score: high where\nit knows more" if 4 * height > width else "Score"
+        self.colorbar_ = self.figure_.colorbar(drawn, cax=beside, label=label)
         self.ax_.set_xticks(xs, [str(i) for i in range(n_images)])
         self.ax_.set_yticks(ys, ["Image", "Scores"])
         self.ax_.set_title("What the embedding knows about")

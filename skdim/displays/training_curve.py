@@ -4,8 +4,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from skdim.displays.figures import COLORS, get_axes, legend_beside
-from skdim.displays.subjects import find_transformer
+from skdim.displays.figures import COLORS, get_axes, legend_beside, with_defaults
+from skdim.subjects import find_transformer
 from skdim.transformer import DIMTransformer
 
 __all__ = ["TrainingCurveDisplay"]
@@ -64,7 +64,7 @@ class TrainingCurveDisplay:
         TrainingCurveDisplay
             The display.
         """
-        dim, _ = find_transformer(cls, estimator)
+        dim, _ = find_transformer(estimator, name=cls.__name__)
         return cls(dim.history_).plot(ax=ax, **line_kwargs)
 
     def plot(self, *, ax: Any = None, **line_kwargs: Any) -> Self:
@@ -87,6 +87,8 @@ class TrainingCurveDisplay:
             raise ValueError("history has no epochs: with max_epochs=0 there is nothing to plot.")
         # Epochs differ in their terms where weights were changed between two fits.
         terms = dict.fromkeys(name for epoch in self.history for name in epoch if name not in NO_TERMS)
+        from matplotlib.lines import Line2D
+
         losses = [name for name in terms if not name.endswith("_bound")]
         bounds = [name for name in terms if name not in losses]
         epochs = np.arange(1, len(self.history) + 1)
@@ -94,14 +96,14 @@ class TrainingCurveDisplay:
         for name in losses + bounds:
             # A bound has the colour of its loss; the total is black.
             term = name.removesuffix("_bound")
-            style = {
+            defaults = {
                 "color": "black" if term == "loss" else COLORS[(losses.index(term) - 1) % len(COLORS)],
                 "linestyle": "--" if name in bounds else "-",
                 "marker": ".",
                 "label": "loss (weighted sum)" if name == "loss" else name.replace("_", " "),
             }
             values = [epoch.get(name, np.nan) for epoch in self.history]
-            (self.lines_[name],) = self.ax_.plot(epochs, values, **(style | line_kwargs))
+            (self.lines_[name],) = self.ax_.plot(epochs, values, **with_defaults(Line2D, defaults, line_kwargs))
         self.ax_.set(xlabel="Epoch", ylabel="Loss (solid), bound in nats (dashed)" if bounds else "Loss")
         self.ax_.xaxis.get_major_locator().set_params(integer=True)
         self.ax_.spines[["top", "right"]].set_visible(False)

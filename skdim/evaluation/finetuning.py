@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from skdim.batches import Standardizer
 from skdim.documentation import DocumentationLinkMixin
-from skdim.embedding import embed
 from skdim.encoders import read_layers
+from skdim.evaluation.inputs import encode_labels, validation_split
 from skdim.evaluation.networks import MLP, Samples, predict_proba, train
-from skdim.evaluation.splits import encode_labels, validation_split
-from skdim.images import check_images
 from skdim.net import private_rng
+from skdim.subjects import embed, images_of
 from skdim.transformer import DIMTransformer
 
 __all__ = ["FineTunedClassifier"]
@@ -157,14 +156,16 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, DocumentationLink
         ------
         ValueError
             If a parameter, the images or the labels are unfit.
+        TypeError
+            If what is frozen is no `DIMTransformer`.
         """
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         classes, labels = encode_labels(column_or_1d(y, warn=True), type(self).__name__)
         transformer = self._copy_of_transformer(X)
-        images = check_images(
-            transformer, X, image_shape=transformer.image_shape_, data_format=transformer.data_format, reset=False
-        )
+        transformer._check_output_layer()
+        images = images_of(transformer, X)
+        transformer._warn_of_other_scale(images, stacklevel=4)
         check_consistent_length(images.array, labels)
         if len(images) < 3:
             raise ValueError(f"Found array with {len(images)} sample(s), while a minimum of 3 is required.")
@@ -233,6 +234,10 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, DocumentationLink
         transformer = self.transformer
         if isinstance(transformer, FrozenEstimator):
             transformer = transformer.estimator
+        if not isinstance(transformer, DIMTransformer):
+            raise TypeError(
+                f"transformer must be a DIMTransformer, frozen or not, got a frozen {type(transformer).__name__}."
+            )
         if not hasattr(transformer, "encoder_"):
             return clone(transformer).fit(X)
         # As a pickle does, a copy leaves discriminators and net behind.

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
 from skdim.devices import resolve_device
 from skdim.discriminators import GlobalConcatCritic, LocalConcatCritic
+from skdim.evaluation.inputs import as_numpy
 from skdim.images import ImageShape, check_images
 from skdim.net import private_rng
 from skdim.objectives import donsker_varadhan
@@ -90,7 +92,7 @@ def mutual_information_bound(
     True
     """
     place = resolve_device(device)
-    embeddings = _standardized(check_array(Z, dtype=np.float32, ensure_min_samples=10), place)
+    embeddings = _standardized(_checked(Z, ensure_min_samples=10), place)
     shape, read = _inputs(X, place)
     check_consistent_length(X, Z)
     rng = check_random_state(random_state)
@@ -153,7 +155,7 @@ def total_correlation_bound(
     True
     """
     place = resolve_device(device)
-    embeddings = _standardized(check_array(Z, dtype=np.float32, ensure_min_samples=10), place)
+    embeddings = _standardized(_checked(Z, ensure_min_samples=10), place)
     n_samples, n_dims = embeddings.shape
     rng = check_random_state(random_state)
     with private_rng(rng.randint(np.iinfo(np.int32).max), place):
@@ -164,7 +166,11 @@ def total_correlation_bound(
 
     def scores(rows: Tensor, n_pairings: int, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
         # Each dimension from another sample, as long as there are as many samples as dimensions.
-        steps = np.stack([np.resize(rng.permutation(len(rows)), n_dims) for _ in range(n_pairings)])
+        steps = (
+            np.stack([rng.permutation(len(rows))[:n_dims] for _ in range(n_pairings)])
+            if n_dims <= len(rows)
+            else rng.randint(len(rows), size=(n_pairings, n_dims))
+        )
         source = (torch.arange(len(rows), device=place)[:, None, None] + torch.from_numpy(steps).to(place)) % len(rows)
         return critic(embeddings[rows]), critic(embeddings[rows[source], columns])
 
@@ -174,11 +180,17 @@ def total_correlation_bound(
 def _inputs(X: Any, device: torch.device) -> tuple[ImageShape, Callable[[Tensor], Tensor]]:
     """Shape of an input and a function that reads some, standardised; vectors are images of one pixel."""
     if np.ndim(X) == 2:
-        vectors = _standardized(check_array(X, dtype=np.float32), device)
+        vectors = _standardized(_checked(X), device)
         return (vectors.shape[1], 1, 1), lambda rows: vectors[rows, :, None, None]
     images = check_images(DIMTransformer(), X, image_shape=None, data_format="auto", reset=True)
     standardize = Standardizer(*channel_statistics(images), device)
     return images.shape, lambda rows: standardize(images.take(rows.cpu().numpy()))
+
+
+def _checked(values: Any, **options: Any) -> NDArray[np.float32]:
+    with config_context(array_api_dispatch=False):
+        checked: NDArray[np.float32] = check_array(as_numpy(values), dtype=np.float32, **options)
+        return checked
 
 
 def _standardized(values: NDArray[np.float32], device: torch.device) -> Tensor:

@@ -11,12 +11,12 @@ from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skdim.devices import resolve_device
 from skdim.documentation import DocumentationLinkMixin
-from skdim.evaluation.splits import encode_labels, validation_split
+from skdim.evaluation.inputs import encode_labels, validated, validation_split
 
 __all__ = ["LinearProbe"]
 
@@ -32,8 +32,10 @@ class LinearProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
     .. math:: \frac{1}{2} \|W\|^2 + C \sum_i \ell(W z_i + b, y_i)
 
     as `sklearn.linear_model.LogisticRegression` and `sklearn.svm.LinearSVC` do, but for all classes at once, by
-    L-BFGS with full batches on any device. C is tried from strong to weak, each time from the solution before; the
-    path ends where the accuracy on the split falls. The model with the best C is then fitted to all samples.
+    L-BFGS with full batches on any device. (Two classes have two rows of weights: with the log loss the same C then
+    regularises half as much as in `LogisticRegression`.) C is tried from strong to weak, each time from the solution
+    before; the path ends where the accuracy on the split falls. The model with the best C is then fitted to all
+    samples.
 
     Parameters
     ----------
@@ -134,10 +136,10 @@ class LinearProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
             If a parameter, the features or the labels are unfit.
         """
         Cs = sorted(float(C) for C in self.Cs)
-        if not Cs or Cs[0] <= 0:
-            raise ValueError(f"Cs must be positive numbers, at least one, got {self.Cs!r}.")
+        if not Cs or not all(0 < C < np.inf for C in Cs):
+            raise ValueError(f"Cs must be positive, finite numbers, at least one, got {self.Cs!r}.")
         device = resolve_device(self.device)
-        X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
+        X, y = validated(self, X, y, ensure_min_samples=2)
         self.classes_, labels = encode_labels(y, type(self).__name__)
         fitted_on, held_out = validation_split(labels, self.validation_fraction, check_random_state(self.random_state))
         # Rows in the order of the split: both parts are then views, and a wide matrix is copied once.
@@ -167,7 +169,7 @@ class LinearProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
             The higher, the likelier; of two classes, the second's score less the first's.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float32, reset=False)
+        X = validated(self, X, reset=False)
         scores = (X - self.mean_) / self.scale_ @ self.coef_.T + self.intercept_
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,9 @@ class MLP(nn.Sequential):
         dropout: float,
         batch_norm_logits: bool,
     ) -> None:
+        sizes = list(hidden_layer_sizes)
+        if not all(isinstance(size, Integral) and size > 0 for size in sizes):
+            raise ValueError(f"hidden_layer_sizes must be positive integers, got {hidden_layer_sizes!r}.")
         self._arguments = (n_features, tuple(hidden_layer_sizes), n_classes, dropout, batch_norm_logits)
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise([n_features, *hidden_layer_sizes]):
@@ -165,6 +169,11 @@ def train(
     list of dict
         skorch's record of each epoch.
     """
+    if len(training) < 2:
+        raise ValueError(
+            f"Training needs two samples at least, got {len(training)} beside the {len(validation)} that "
+            "validation_fraction sets apart."
+        )
     net = net_class(
         module.to(device),
         optimizer=torch.optim.Adam,

@@ -13,18 +13,21 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNetClassifier
 from torch import nn
 
 from skdim.devices import resolve_device
 from skdim.documentation import DocumentationLinkMixin
+from skdim.evaluation.inputs import encode_labels, validated, validation_split
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.networks import MLP, Samples, predict_proba, train
-from skdim.evaluation.splits import encode_labels, validation_split
 from skdim.net import private_rng
 
-__all__ = ["PROBES", "MLPProbe", "knn_probe"]
+__all__ = ["N_NEIGHBORS", "PROBES", "MLPProbe", "knn_probe"]
+
+# That vote in the nearest neighbours' probe.
+N_NEIGHBORS = 20
 
 
 class MLPProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
@@ -152,7 +155,7 @@ class MLPProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
             If a parameter, the features or the labels are unfit.
         """
         device = resolve_device(self.device)
-        X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=3)
+        X, y = validated(self, X, y, ensure_min_samples=3)
         self.classes_, labels = encode_labels(y, type(self).__name__)
         rng = check_random_state(self.random_state)
         fitted_on, held_out = validation_split(labels, self.validation_fraction, rng)
@@ -195,7 +198,7 @@ class MLPProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
             Probabilities, in the order of `classes_`.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float32, reset=False)
+        X = validated(self, X, reset=False)
         return predict_proba(self.mlp_, self._standardize(X))
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -218,7 +221,7 @@ class MLPProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
         return (X - self.mean_) / self.scale_
 
 
-def knn_probe(n_neighbors: int = 20) -> Pipeline:
+def knn_probe(n_neighbors: int = N_NEIGHBORS) -> Pipeline:
     """Nearest neighbours by cosine similarity of standardised features, each with one vote.
 
     Papers on contrastive learning often take 200 neighbours with votes weighted by ``exp(similarity / 0.1)``; twenty

@@ -7,16 +7,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNetRegressor
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
-from skdim.embedding import embed
 from skdim.encoders import n_halvings
 from skdim.evaluation.networks import Samples, train
-from skdim.images import Images, ImageShape, check_images
+from skdim.images import Images, ImageShape
 from skdim.net import private_rng
+from skdim.subjects import embed, find_transformer, images_of
 from skdim.transformer import DIMTransformer
 
 __all__ = ["ms_ssim", "reconstruction_ms_ssim"]
@@ -121,8 +120,8 @@ def reconstruction_ms_ssim(
 
     Parameters
     ----------
-    dim : DIMTransformer
-        Fitted; its `output_layer` is decoded.
+    dim : DIMTransformer or Pipeline
+        Fitted; the `output_layer` of the transformer is decoded.
     X_train, X_test : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
         Images of the shape seen in `fit`, at least 3 x 3. The data range is 255 for uint8 images, else that of the
         training images; reconstructions are clipped to it.
@@ -136,13 +135,10 @@ def reconstruction_ms_ssim(
     float
         Mean of `ms_ssim` over the test images.
     """
-    check_is_fitted(dim)
-    train_images, test_images = (
-        check_images(dim, X, image_shape=dim.image_shape_, data_format=dim.data_format, reset=False)
-        for X in (X_train, X_test)
-    )
+    dim, (X_train, X_test) = find_transformer(dim, X_train, X_test, name="reconstruction_ms_ssim")
+    train_images, test_images = (images_of(dim, X) for X in (X_train, X_test))
     low, high = _data_range(train_images)
-    Z_train, Z_test = (torch.from_numpy(embed(dim, X)) for X in (X_train, X_test))
+    Z_train, Z_test = (torch.tensor(embed(dim, X)) for X in (X_train, X_test))
     device, mean, std = dim.device_, Z_train.mean(dim=0), Z_train.std(dim=0).clamp(min=1e-6)
     Z_train, Z_test = (((Z - mean) / std).to(device) for Z in (Z_train, Z_test))
     targets = ((train_images.take(slice(None)).float() - low) / (high - low)).to(device)

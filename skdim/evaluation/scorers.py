@@ -1,5 +1,6 @@
 """Scorers of a fitted transformer, for ``GridSearchCV(scoring=...)`` and `cross_val_score`."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -7,13 +8,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import Pipeline
 from torch.nn.functional import affine_grid, grid_sample
 
-from skdim.embedding import embed
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.probes import knn_probe
-from skdim.images import Images, check_images
+from skdim.images import Images
+from skdim.subjects import embed, find_transformer, images_of
 
 __all__ = ["knn_scorer", "linear_probe_scorer", "retrieval_scorer"]
 
@@ -95,7 +95,8 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     Parameters
     ----------
     estimator : DIMTransformer or Pipeline
-        Fitted; a pipeline that ends in a DIMTransformer. Its other steps come before the crops.
+        Fitted. The steps of a pipeline that are before its DIMTransformer come before the crops; those behind it do
+        not count.
     X : array-like
         Held-out images, at least four. Of more than 2000, 2000 are drawn at random, always the same.
     y : None
@@ -106,11 +107,12 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     float
         Mean reciprocal rank, between 0 and 1.
     """
-    dim = estimator
-    if isinstance(estimator, Pipeline):
-        dim = estimator[-1]
-        X = estimator[:-1].transform(X) if len(estimator) > 1 else X
-    images = check_images(dim, X, image_shape=dim.image_shape_, data_format=dim.data_format, reset=False)
+    dim, (X,) = find_transformer(estimator, X, name="retrieval_scorer")
+    images = images_of(dim, X)
+    if hasattr(dim, "feature_names_in_"):
+        # Crops are arrays, whose columns have no names.
+        dim = copy.copy(dim)
+        del dim.feature_names_in_
     rng = np.random.RandomState(0)
     rows = rng.choice(len(images), min(len(images), MAX_IMAGES), replace=False)
     crops = np.stack([embed(dim, _crops(images, rows, rng, dim.data_format)) for _ in range(2)])
@@ -120,7 +122,8 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
 
 def _retrieval(learned_on: NDArray[np.float64], scored_on: NDArray[np.float64]) -> float:
     """Mean reciprocal rank of the two crops of shape (2, n, d), in directions learned on those of other images."""
-    pca = PCA(min(MAX_WIDTH, learned_on.shape[2], learned_on.shape[1]), random_state=0)
+    n_directions = min(MAX_WIDTH, learned_on.shape[2], learned_on.shape[1])
+    pca = PCA(n_directions, random_state=0).set_output(transform="default")
     # A collapsed embedding has no variance to explain.
     with np.errstate(invalid="ignore"):
         pca.fit(np.concatenate(list(learned_on)))

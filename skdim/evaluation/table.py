@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.utils import check_consistent_length, check_random_state
-from sklearn.utils.validation import check_is_fitted
 
-from skdim.embedding import embed
-from skdim.evaluation.probes import PROBES
-from skdim.images import check_images
+from skdim.evaluation.probes import N_NEIGHBORS, PROBES
+from skdim.subjects import embed, find_transformer, images_of
 from skdim.transformer import DIMTransformer
 
 __all__ = ["evaluate"]
@@ -43,8 +41,9 @@ def evaluate(
 
     Parameters
     ----------
-    dim : DIMTransformer
-        Fitted; it is not changed.
+    dim : DIMTransformer or Pipeline
+        Fitted; it is not changed. Of a pipeline its transformer is measured, on images as the steps before it leave
+        them; the steps behind it do not count.
     X_train : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
         Images of the shape seen in `fit`, to which probes are fitted.
     y_train : array-like of shape (n,)
@@ -72,6 +71,8 @@ def evaluate(
     ------
     ValueError
         If probe, layer or images are unfit.
+    TypeError
+        If there is no transformer in `dim`.
     NotFittedError
         If `dim` is not fitted.
 
@@ -84,13 +85,17 @@ def evaluate(
     >>> dim = DIMTransformer(max_epochs=2, random_state=0).fit(X[:1000])
     >>> table = evaluate(dim, X[:1000], y[:1000], X[1000:], y[1000:], probes=["linear", "knn"])
     """
-    check_is_fitted(dim)
+    for X, y in ((X_train, y_train), (X_test, y_test)):
+        check_consistent_length(X, y)
+    dim, (X_train, X_test) = find_transformer(dim, X_train, X_test, name="evaluate")
     _check_names("probes", probes, list(PROBES))
     known = [layer for layer in LAYERS if layer in dim._layer_shapes]
     layers = known if layers is None else layers
     _check_names("layers", layers, known)
-    for X, y in ((X_train, y_train), (X_test, y_test)):
-        check_consistent_length(X, y)
+    if "knn" in probes and len(y_train) < N_NEIGHBORS:
+        raise ValueError(
+            f"The probe 'knn' needs {N_NEIGHBORS} training images at least, got {len(y_train)}: leave it out of probes."
+        )
     seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
     rows = []
     for title, layer, Z_train, Z_test in _representations(dim, X_train, X_test, layers, seed):
@@ -119,14 +124,16 @@ def _representations(
     pixels_train, pixels_test = _pixels(dim, X_train), _pixels(dim, X_test)
     yield "raw pixels", None, pixels_train, pixels_test
     widths = {min(int(np.prod(dim._layer_shapes[layer])), *pixels_train.shape) for layer in layers}
-    pca = PCA(max(widths), random_state=seed).fit(pixels_train)
+    pca = PCA(max(widths), random_state=seed).set_output(transform="default").fit(pixels_train)
     pixels_train, pixels_test = pca.transform(pixels_train), pca.transform(pixels_test)
     for width in sorted(widths):
         yield "PCA", None, pixels_train[:, :width], pixels_test[:, :width]
     del pixels_train, pixels_test
-    # Neither checkpoints nor callbacks of the training may have a say in its absence.
-    no_training = {"max_epochs": 0, "warm_start": False, "checkpoint_dir": None, "callbacks": None, "verbose": 0}
-    untrained = clone(dim).set_params(**no_training).fit(X_train)
+    # Nothing that came with the training has a say in its absence: checkpoints, callbacks, other processes.
+    params: dict[str, Any] = clone(dim).get_params(deep=False) | {"max_epochs": 0, "image_shape": dim.image_shape_}
+    params |= {"warm_start": False, "checkpoint_dir": None, "callbacks": None, "verbose": 0, "distributed": False}
+    # Not the clone itself, which has the callbacks that `set_callbacks` has set.
+    untrained = type(dim)(**params).fit(X_train)
     # Copies, as output_layer is set on them.
     for title, transformer in (("untrained encoder", untrained), ("Deep InfoMax", copy.deepcopy(dim))):
         for layer in layers:
@@ -135,5 +142,5 @@ def _representations(
 
 
 def _pixels(dim: DIMTransformer, X: Any) -> NDArray[np.float32]:
-    images = check_images(dim, X, image_shape=dim.image_shape_, data_format=dim.data_format, reset=False)
+    images = images_of(dim, X)
     return images.array[:].reshape(len(images), -1).astype(np.float32)

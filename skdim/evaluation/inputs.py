@@ -1,14 +1,46 @@
-"""Labels and validation splits of probes."""
+"""Features, labels and validation splits of probes."""
 
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sklearn import config_context
+from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
 
-__all__ = ["encode_labels", "validation_split"]
+__all__ = ["as_numpy", "encode_labels", "validated", "validation_split"]
+
+
+def as_numpy(values: Any) -> Any:
+    """Bring tensors, which a transformer returns with scikit-learn's array API dispatch on, to NumPy's arrays."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
+def validated(estimator: BaseEstimator, X: Any, *y: Any, **options: Any) -> Any:
+    """Validate features as float32 by scikit-learn's `validate_data`, in NumPy whatever they come in.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Named in the messages.
+    X : array-like of shape (n, n_features)
+        Features.
+    *y : array-like of shape (n,)
+        Labels, if there are any.
+    **options
+        Of `validate_data`.
+
+    Returns
+    -------
+    ndarray or tuple
+        What `validate_data` returns.
+    """
+    with config_context(array_api_dispatch=False):
+        return validate_data(estimator, as_numpy(X), *map(as_numpy, y), dtype=np.float32, **options)
 
 
 def encode_labels(y: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -33,7 +65,7 @@ def encode_labels(y: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     ValueError
         If `y` is no classification target or has fewer than two classes.
     """
-    y = np.asarray(y)
+    y = np.asarray(as_numpy(y))
     if y.dtype.kind == "f":
         assert_all_finite(y, input_name="y")
     check_classification_targets(y)

@@ -1,0 +1,99 @@
+"""What is measured and shown: a fitted transformer, on its own or in a pipeline, its images and their embeddings."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import config_context
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from skdim.images import Images, check_images
+from skdim.transformer import DIMTransformer
+
+__all__ = ["embed", "find_transformer", "images_of"]
+
+
+def find_transformer(estimator: Any, *inputs: Any, name: str) -> tuple[DIMTransformer, list[Any]]:
+    """Find the transformer of a pipeline, and inputs as it gets them.
+
+    Parameters
+    ----------
+    estimator : DIMTransformer or Pipeline
+        Fitted; either may be frozen.
+    *inputs : array-like or None
+        Images, as the pipeline takes them.
+    name : str
+        Of what asks, for the message.
+
+    Returns
+    -------
+    transformer : DIMTransformer
+        The transformer.
+    inputs : list
+        What the steps before it make of the images; None stays None.
+
+    Raises
+    ------
+    TypeError
+        If there is no transformer.
+    NotFittedError
+        If it is not fitted.
+    """
+    found = _unfrozen(estimator)
+    if isinstance(found, Pipeline):
+        steps = [_unfrozen(step) for _, step in found.steps]
+        place = next((i for i, step in enumerate(steps) if isinstance(step, DIMTransformer)), 0)
+        if place:
+            before = found[:place]
+            inputs = tuple(None if X is None else before.transform(X) for X in inputs)
+        found = steps[place]
+    if not isinstance(found, DIMTransformer):
+        raise TypeError(
+            f"{name} needs a fitted DIMTransformer or a Pipeline with one, got a {type(estimator).__name__}: pass the "
+            "step that is a DIMTransformer, of a search search.best_estimator_['dim'] for instance."
+        )
+    check_is_fitted(found)
+    return found, list(inputs)
+
+
+def _unfrozen(estimator: Any) -> Any:
+    return _unfrozen(estimator.estimator) if isinstance(estimator, FrozenEstimator) else estimator
+
+
+def images_of(dim: DIMTransformer, X: Any) -> Images:
+    """Check images as the transformer's own `transform` does.
+
+    Parameters
+    ----------
+    dim : DIMTransformer
+        Fitted.
+    X : array-like
+        Images of the shape seen in `fit`.
+
+    Returns
+    -------
+    Images
+        The checked images.
+    """
+    return check_images(dim, X, image_shape=dim.image_shape_, data_format=dim.data_format, reset=False)
+
+
+def embed(transformer: Any, X: Any) -> NDArray[Any]:
+    """Transform images to an array, whatever output the user has chosen.
+
+    Parameters
+    ----------
+    transformer : DIMTransformer or Pipeline
+        Fitted.
+    X : array-like
+        Images.
+
+    Returns
+    -------
+    ndarray of shape (n, n_features_out)
+        What `transform` returns.
+    """
+    with config_context(array_api_dispatch=False):
+        return np.asarray(transformer.transform(X))
