@@ -56,6 +56,8 @@ class LoadedImages:
         """
         n_before = 0
         for index, batch in enumerate(self.loader):
+            if self.n_images is None and index == len(self.loader):
+                raise ValueError(f"The DataLoader should bring {index} batches by its length, but has more.")
             values = as_array(_images_of(batch), self._name)
             if values.shape[1:] != self._item_shape or (values.dtype == np.uint8) != (self.dtype == np.uint8):
                 raise ValueError(

@@ -9,7 +9,7 @@ import torch
 from skorch.callbacks import Callback, Freezer, LRScheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from skdim import DIMTransformer, net, recording, transformer
+from skdim import DIMTransformer, model, net, recording, transformer
 from skdim.views import StandardAugmentation
 
 # Batches of 8, one image of which is drawn twice.
@@ -114,6 +114,21 @@ def test_recorded_steps_are_the_same_steps(params, device, recordings):
     recorded = DIMTransformer(**PARAMS | params).fit(IMAGES)
     assert (recordings.made, recordings.replays) == (1, 4 * 4 - recording.WARM_UP_STEPS)
     assert_same(recorded, fit_as_it_is(**params))
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_scores_computed_in_parts_are_recorded(device, recordings, monkeypatch):
+    monkeypatch.setattr(model, "MAX_PAIR_ELEMENTS", 64)
+    recorded = DIMTransformer(**PARAMS, device=device, discriminator="concat").fit(IMAGES)
+    assert recordings.made == 1
+    assert_same(recorded, fit_as_it_is(device=device, discriminator="concat"))
+
+
+@pytest.mark.gpu
+def test_compiled_steps_are_recorded(recordings):
+    recorded = DIMTransformer(**PARAMS, device="cuda", compile=True).fit(IMAGES)
+    assert recordings.made == 1
+    assert_same(recorded, fit_as_it_is(device="cuda"))
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])
@@ -316,7 +331,8 @@ def test_callbacks_within_a_step_see_steps_that_are_not_recorded(callback, recor
     assert recordings.made == 1
 
 
-def test_batches_of_another_size_run_as_they_are(recordings):
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_batches_of_another_size_run_as_they_are(device, recordings):
     images = torch.from_numpy(IMAGES)
 
     class Sizes(torch.utils.data.Dataset):
@@ -328,7 +344,7 @@ def test_batches_of_another_size_run_as_they_are(recordings):
 
     # Of 31 images, in batches of 8, the last has 7.
     loader = torch.utils.data.DataLoader(Sizes(), batch_size=8)
-    params = {"device": "cpu"}
+    params = {"device": device}
     recorded = DIMTransformer(**PARAMS | params).fit(loader)
     assert (recordings.made, recordings.replays) == (1, 3 * 4 - recording.WARM_UP_STEPS)
     with unrecorded():

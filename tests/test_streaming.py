@@ -496,6 +496,7 @@ BAD_LOADERS = {
     ),
     "NaN": (lambda: loader(np.where(np.arange(50)[:, None] == 30, np.nan, ROWS)), "Input X contains NaN, in image 30."),
     "more than its length": (lambda: DataLoader(OfLength(40), 16), "should bring 40 images by its length"),
+    "more batches": (lambda: DataLoader(OfLength(40), 16, drop_last=True), "should bring 2 batches by its length, but"),
     "fewer than its length": (lambda: DataLoader(OfLength(60), 16), "should bring 60 images by its length, but has 50"),
 }
 
