@@ -120,7 +120,8 @@ def resolve_precision(precision: str, device: torch.device, shape: ImageShape) -
 def _may_be_thin(shape: ImageShape) -> bool:
     """Tell whether strided convolutions may shrink an image to a map of one pixel in width and more in height.
 
-    torch's own bfloat16 convolution on the CPU, seen in 2.13, then returns NaN now and then.
+    torch's own bfloat16 convolution on the CPU, seen in 2.13, then returns NaN now and then. The convolutions here
+    avoid it; those of a user's encoder may not.
     """
     short, long = sorted(shape[1:])
     return 1 < short < long and (short < 8 or long >= 2 * short)
@@ -146,7 +147,8 @@ Switch = tuple[Callable[[], Any], Callable[[Any], None], Any]
 class _Switched:
     """Context in which switches of torch have other values.
 
-    They are the process's own: the first thread that comes in sets them, the last that leaves puts them back.
+    They are the process's own: the first thread that comes in sets them, the last that leaves puts them back, and other
+    threads see the other values meanwhile.
 
     Parameters
     ----------
@@ -154,9 +156,11 @@ class _Switched:
         Returns, for each switch, what reads it, what sets it, and its value in here.
     """
 
+    # Of all of them, because filters of warnings are the process's own, too.
+    _lock = Lock()
+
     def __init__(self, switches: Callable[[], list[Switch]]) -> None:
         self._switches = switches
-        self._lock = Lock()
         self._n_inside = 0
         self._before: list[tuple[Callable[[Any], None], Any]] = []
 
@@ -182,7 +186,7 @@ class _Switched:
             # An older switch cannot be read where the user's newer ones contradict it; those then suffice.
             with suppress(RuntimeError):
                 settings.append((put, get(), value))
-        self._before = [(put, before) for put, before, _ in settings]
+        self._before = [(put, before) for put, before, value in settings if before != value]
         for put, _, value in settings:
             put(value)
 

@@ -75,6 +75,10 @@ class Images:
         """Read the first `n` images, or all of fewer."""
         return self.take(slice(n))
 
+    def some(self, n: int) -> torch.Tensor:
+        """Read `n` images from all over, or all of fewer."""
+        return self.take(np.linspace(0, len(self) - 1, min(n, len(self))).astype(np.int64))
+
     def read(self, selections: Iterable[Any], *, pinned: bool = False) -> Iterator[torch.Tensor]:
         """Take one selection of rows after another, where they are read from elsewhere ahead of their use.
 
@@ -145,8 +149,6 @@ def check_images(
         If a first fit gets an `image_shape` that looks like height, width and channels.
     """
     name = type(estimator).__name__
-    if reset and image_shape is not None and data_format != "channels_first":
-        _warn_of_channels_last(image_shape)
     if isinstance(X, DataLoader):
         raise TypeError(
             "X is a DataLoader, but images are needed here that can be read in any order, or again: pass its dataset."
@@ -160,6 +162,8 @@ def check_images(
         data_format = "channels_last"
     X = as_array(X, name) if lazy is None else lazy
     ndim = getattr(X, "ndim", 2)
+    if reset and image_shape is not None and (data_format == "auto" or (data_format == "channels_last" and ndim < 4)):
+        _warn_of_channels_last(image_shape)
     if ndim > 4:
         raise ValueError(f"Found array with dim {ndim}, while dim <= 4 is required by {name}.")
     if ndim < 3:
@@ -240,9 +244,9 @@ def as_array(X: Any, name: str) -> Any:
         X = _stack(X)
     elif not isinstance(X, np.ndarray):
         X = np.asarray(X)
-    if X.dtype == object and X.ndim == 1:
+    if X.dtype == object and X.ndim == 1 and len(X) and np.ndim(X[0]):
         # A column of a DataFrame, each of whose entries is an image.
-        X = _stack(X.tolist())
+        return as_array(X.tolist(), name)
     check_dtype(X.dtype, name)
     return X
 

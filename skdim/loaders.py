@@ -45,6 +45,10 @@ class LoadedImages:
         """Return the first `n` images of the batch that came first, or all of fewer."""
         return self.first.head(n)
 
+    def some(self, n: int) -> torch.Tensor:
+        """Return what `head` does: the others come in their own order."""
+        return self.head(n)
+
     def batches(self) -> Iterator[torch.Tensor]:
         """Load the batches of an epoch, of shape (N, C, H, W) each.
 

@@ -491,10 +491,12 @@ class DIMNet(NeuralNet):
         augment = self.augmentation
         # Copies, because an augmentation may work in place.
         views = [batch] if augment is None else [augment(batch.clone(), self.own_generator) for _ in range(2)]
-        with torch.autocast(batch.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            terms, report, embedding = model(views, self.generator)
-        # Weights in bfloat16 that are kept for a second use; only the outermost autocast drops them by itself.
-        torch.clear_autocast_cache()
+        try:
+            with torch.autocast(batch.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+                terms, report, embedding = model(views, self.generator)
+        finally:
+            # Weights in bfloat16 that are kept for a second use; only the outermost autocast drops them by itself.
+            torch.clear_autocast_cache()
         if model.prior is not None:
             # The prior's small networks stay in float32: their losses differ by less than bfloat16 resolves.
             report["prior_discriminator"] = self._step_prior_discriminator(embedding)

@@ -13,7 +13,10 @@ from skdim.distributed import ALONE, Group
 from skdim.images import CHUNK_BYTES, Images
 from skdim.loaders import LoadedImages
 
-__all__ = ["channel_statistics"]
+__all__ = ["SMALLEST_SPREAD", "channel_statistics"]
+
+# Standard deviation of a channel that is no more than rounding, whatever its mean.
+SMALLEST_SPREAD = 1e-30
 
 
 class _Moments(NamedTuple):
@@ -63,7 +66,7 @@ def channel_statistics(
     _, mean, variance = reduce(_Moments.with_more, group.share(moments))
     std = np.sqrt(variance)
     # Far below the resolution of float32 a spread is rounding, not signal.
-    constant = std <= np.maximum(1e-7 * np.abs(mean), 1e-30)
+    constant = std <= np.maximum(1e-7 * np.abs(mean), SMALLEST_SPREAD)
     if constant.all():
         warnings.warn("All images are constant: there is nothing to learn from X.", UserWarning, stacklevel=6)
     std[constant] = 1.0

@@ -93,7 +93,7 @@ def embed(transformer: Any, X: Any) -> NDArray[Any]:
     Returns
     -------
     ndarray of shape (n, n_features_out)
-        What `transform` returns.
+        What `transform` returns, in an array that can be written to, which a DataFrame's may not be.
     """
     with config_context(array_api_dispatch=False):
-        return np.asarray(transformer.transform(X))
+        return np.require(transformer.transform(X), requirements="W")

@@ -46,7 +46,7 @@ from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
 from skdim.parameters import check_negatives, check_weights
 from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
-from skdim.statistics import channel_statistics
+from skdim.statistics import SMALLEST_SPREAD, channel_statistics
 from skdim.views import Augmentation, Occlusion, StandardAugmentation, check_augmentation
 
 # Lives only in the process that trained; the rest of the estimator is pickled.
@@ -125,7 +125,7 @@ class DIMTransformer(
         perceptron. With "concat", ``negatives="batch"`` costs batch_size times the work of the other two.
 
     mi_units : int, default=256
-        Width of the critics.
+        Width of the critics, at least 2 with "dot".
 
     negatives : {"batch", "roll", "shuffle"}, sequence of them, or dict, default="batch"
         Against what an embedding is told apart: the locations of all other images of its batch, of the next image,
@@ -316,8 +316,7 @@ class DIMTransformer(
         "prior_weight": [Interval(Real, 0, None, closed="left")],
         "mi_estimator": [StrOptions(set(OBJECTIVES))],
         "discriminator": [StrOptions({"dot", "concat"})],
-        # The layer norm of the "dot" critic's sides makes a single unit constant.
-        "mi_units": [Interval(Integral, 2, None, closed="left")],
+        "mi_units": [Interval(Integral, 1, None, closed="left")],
         "negatives": [StrOptions(set(NEGATIVES)), list, tuple, dict],
         "local_samples": [Interval(Integral, 1, None, closed="left"), None],
         "prior": [StrOptions({"uniform", "normal"})],
@@ -760,6 +759,11 @@ class DIMTransformer(
                 check_weights(weights, self.prior_matching)
                 negatives = check_negatives(self.negatives, [name for name in ("local", "global") if weights[name]])
                 check_callbacks(self.callbacks, lr_schedule)
+                if self.mi_units == 1 and self.discriminator == "dot":
+                    raise ValueError(
+                        "mi_units must be at least 2 with discriminator='dot', whose layer norm makes a single unit "
+                        "constant, got mi_units=1."
+                    )
                 if go_on:
                     self._check_same_encoder()
                 images = self._check_images(X, reset=not go_on, min_samples=2)
@@ -1050,13 +1054,16 @@ class DIMTransformer(
 
     def _warn_of_other_scale(self, images: Images | LoadedImages, stacklevel: int) -> None:
         """Catch images in another unit than those of `fit`, as 0 to 255 where they were 0 to 1."""
-        # Some of them tell the unit of all.
-        few = images.head(min(32, max(1, CHUNK_BYTES // (8 * prod(images.shape)))))
+        if images.dtype == np.uint8 and self._trained_on_uint8:
+            return
+        # A few of them tell the unit of all.
+        few = images.some(min(16, max(1, CHUNK_BYTES // (8 * prod(images.shape)))))
         spread = few.double().std(dim=(0, 2, 3), correction=0).numpy() / (255 if images.dtype == np.uint8 else 1)
         # Of a blank channel nothing can be told.
-        ratios = spread[spread > 0] / self.std_[spread > 0]
+        is_blank = spread <= SMALLEST_SPREAD
+        ratios = spread[~is_blank] / self.std_[~is_blank]
         if ratios.size and (ratios.min() > OTHER_SCALE or ratios.max() < 1 / OTHER_SCALE):
-            than = f"{ratios.min():.0f} times more" if ratios.min() > 1 else f"{1 / ratios.max():.0f} times less"
+            than = f"{ratios.min():.3g} times more" if ratios.min() > 1 else f"{1 / ratios.max():.3g} times less"
             warnings.warn(
                 f"The values of X spread {than} than those of the images that {type(self).__name__} was fitted on, as "
                 "if they were of another range. uint8 images are scaled by 1/255, all others are taken as they are.",
@@ -1106,8 +1113,8 @@ class DIMTransformer(
                     self._layer_shapes["embedding"][0],
                     **self._encoder_options,
                 )
-            self.device_ = available_device(state["device_"])
-            self.encoder_ = place(with_arrays(encoder, state["encoder_"]), self.device_)
+                self.device_ = available_device(state["device_"])
+                self.encoder_ = place(with_arrays(encoder, state["encoder_"]), self.device_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -86,11 +86,6 @@ BAD_INPUTS = {
     "time spans": (ROWS.astype("m8[s]"), TypeError, "expects numbers, got an array of dtype timedelta64[s]"),
     "void": (np.zeros((10, 2), dtype="V8"), TypeError, "expects numbers, got an array of dtype |V8"),
     "list of masked": ([np.ma.masked_less(ROWS[0], 0.5)] * 3, TypeError, "does not support masked arrays"),
-    "array of arrays": (
-        np.array([*ROWS, None], dtype=object)[:-1],
-        ValueError,
-        "setting an array element with a sequence",
-    ),
     "a list in itself": (LOOP, ValueError, "exceed the maximum number of dimension"),
     "empty list": ([], ValueError, "Expected 2D array, got 1D array instead"),
     "list of empty lists": ([[], []], ValueError, "Found array with 0 feature(s) (shape=(2, 0))"),
@@ -244,6 +239,16 @@ def test_an_image_shape_that_ends_in_channels_is_warned_about(height, n_channels
 def test_other_image_shapes_are_taken_as_they_are(image_shape, data_format):
     dim = DIMTransformer(n_components=2, max_epochs=0, image_shape=image_shape, data_format=data_format)
     assert dim.fit(RNG.random((4, np.prod(image_shape)))).image_shape_ == image_shape
+
+
+def test_an_image_shape_that_the_layout_of_the_images_agrees_with_is_not_warned_about():
+    dim = DIMTransformer(n_components=2, max_epochs=0, image_shape=(16, 8, 4), data_format="channels_last")
+    assert dim.fit(RNG.random((4, 8, 4, 16))).image_shape_ == (16, 8, 4)
+
+
+def test_one_unit_is_too_few_for_a_dot_critic():
+    refuses(DIMTransformer(mi_units=1).fit, ROWS, ValueError, "mi_units must be at least 2 with discriminator='dot'")
+    DIMTransformer(n_components=2, mi_units=1, discriminator="concat", max_epochs=1).fit(ROWS)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8, 3)])
@@ -432,6 +437,7 @@ GOOD_INPUTS = {
     "longdouble": ROWS.astype(np.longdouble),
     "big endian": ROWS.astype(">f4"),
     "objects": ROWS.astype(object),
+    "array of arrays": np.array([*ROWS, None], dtype=object)[:-1],
     "denormal": ROWS * 1e-42,
     "huge": ROWS * 1e30,
     "largest": ROWS * np.finfo(np.float32).max * 2 - np.finfo(np.float32).max,
@@ -659,7 +665,11 @@ def test_another_range_than_in_fit_is_warned_about(trained, now):
 
 
 def test_dim_bright_and_blank_images_are_no_other_range():
+    DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(IMAGES).transform(IMAGES[:1] // 250)
     dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(IMAGES.astype(np.uint16))
+    half_dark = IMAGES.astype(np.float32)
+    half_dark[: len(IMAGES) // 2] /= 1000
+    dim.transform(half_dark)
     for images in (IMAGES // 16, 8.0 * IMAGES, np.zeros_like(IMAGES), np.full(IMAGES.shape, 9e4)):
         dim.transform(images.astype(np.float32))
 

@@ -101,10 +101,11 @@ def test_choices_train_for_the_seconds_that_were_timed(benchmark, monkeypatch, t
     assert f" {mean:.1f} ± " in lines[0]
 
 
-def test_the_guide_has_the_table_that_is_printed(benchmark, capsys):
-    choices = benchmark("choices")
-    choices.main(["--print"])
-    assert (choices.RESULTS / "choices.txt").read_text() == capsys.readouterr().out
+@pytest.mark.parametrize("name", ["choices", "paper_tables"])
+def test_the_guide_has_the_table_that_is_printed(benchmark, capsys, name):
+    script = benchmark(name)
+    script.main(["--print"])
+    assert (script.RESULTS / f"{name}.txt").read_text() == capsys.readouterr().out
 
 
 @pytest.mark.parametrize("letter", ["a", "c", "d", "e"])

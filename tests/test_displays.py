@@ -277,6 +277,8 @@ def test_many_integers_are_values(fitted, colour_images):
     many = np.arange(len(X))
     assert len(many) > 48
     assert EmbeddingDisplay.from_estimator(fitted, X, many).ax_.get_legend() is None
+    (points,) = EmbeddingDisplay.from_estimator(fitted, X, many, color="red").ax_.collections
+    assert np.allclose(points.get_facecolor(), [1, 0, 0, 1])
     assert EmbeddingDisplay.from_estimator(fitted, X, y).ax_.get_legend() is not None
 
 

@@ -8,6 +8,15 @@ import pytest
 import torch
 
 from skdim import DIMTransformer
+from skdim.evaluation import (
+    FineTunedClassifier,
+    LinearProbe,
+    MLPProbe,
+    mutual_information_bound,
+    reconstruction_ms_ssim,
+    retrieval_scorer,
+    total_correlation_bound,
+)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
 PARAMS = {"n_components": 4, "max_epochs": 3, "batch_size": 8, "mi_units": 8, "random_state": 0, "device": "cpu"}
@@ -53,6 +62,30 @@ def test_fit_and_what_comes_after_it_give_the_same_bits(setting, precision, tmp_
     with pytest.warns(UserWarning, match="new discriminators"):
         loaded.partial_fit(IMAGES)
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_evaluation_gives_the_same_figures(setting):
+    X, y = IMAGES, np.arange(40) % 2
+    dim = DIMTransformer(**PARAMS).fit(X)
+    Z = dim.transform(X)
+
+    def figures():
+        probes = [LinearProbe(device="cpu", random_state=0), MLPProbe(max_epochs=2, device="cpu", random_state=0)]
+        probes.append(FineTunedClassifier(dim, max_epochs=2, random_state=0))
+        params = {"max_epochs": 2, "random_state": 0}
+        return [
+            probes[0].fit(Z, y).decision_function(Z).tolist(),
+            probes[1].fit(Z, y).predict_proba(Z).tolist(),
+            probes[2].fit(X, y).predict_proba(X).tolist(),
+            mutual_information_bound(Z, Z, **params, device="cpu"),
+            total_correlation_bound(Z, **params, device="cpu"),
+            reconstruction_ms_ssim(dim, X, X, **params),
+            retrieval_scorer(dim, X),
+        ]
+
+    expected = figures()
+    with setting:
+        assert figures() == expected
 
 
 def test_the_callers_settings_stay_as_they_were():

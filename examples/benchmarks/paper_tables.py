@@ -195,17 +195,18 @@ def print_table(results, title, measures, headings, paper, scale):
     groups = {}
     for result in results:
         if any(result[measure] for measure in measures):
-            # The last field of the key is the seed.
-            groups.setdefault((key_of(result)[:-1], result["machine"], result["versions"]), []).append(result)
+            # A seed that was measured again, for the information, trained the same.
+            groups.setdefault((result["row"], result["settings"]), {})[result["seed"]] = result
     if not groups:
         return
-    print(f"\n{title}\n{'':32}{'epochs':>7}{'seeds':>6}{'seconds':>9}", end="")
-    print("".join(f"{heading:>16}" for heading in headings) + "".join(f"{f'{h} paper':>16}" for h in headings))
-    for (key, _, _), group in sorted(groups.items(), key=lambda item: list(ROWS).index(item[0][0][0])):
+    print(f"\n{title}\n{'':30}{'epochs':>7}{'seeds':>6}{'seconds':>8}", end="")
+    print("".join(f"{heading:>14}" for heading in headings) + f"{'the paper':>12}")
+    for (row, _), of_seed in sorted(groups.items(), key=lambda item: list(ROWS).index(item[0][0])):
+        group = list(of_seed.values())
         seconds = np.mean([float(result["training_seconds"]) for result in group])
-        print(f"{key[0]:32}{group[0]['epochs']:>7}{len(group):>6}{seconds:>9.0f}", end="")
-        print("".join(f"{summary([result[measure] for result in group], scale):>16}" for measure in measures), end="")
-        print("".join(f"{figure:>16}" for figure in paper.get(key[0], ["-"] * len(headings))))
+        print(f"{row:30}{group[0]['epochs']:>7}{len(group):>6}{seconds:>8.0f}", end="")
+        print("".join(f"{summary([result[measure] for result in group], scale):>14}" for measure in measures), end="")
+        print("  " + "".join(f"{figure:>8}" for figure in paper.get(row, ["-"] * len(headings))))
 
 
 def print_tables(results):

@@ -4,6 +4,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.utils import check_consistent_length
@@ -12,7 +13,6 @@ from sklearn.utils.multiclass import type_of_target
 from skdim.displays.figures import COLORS, MARKERS, get_axes, import_pyplot, legend_beside, with_defaults
 from skdim.pictures import as_pictures
 from skdim.subjects import embed, find_transformer, images_of
-from skdim.transformer import DIMTransformer
 
 __all__ = ["EmbeddingDisplay"]
 
@@ -64,7 +64,7 @@ class EmbeddingDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator: DIMTransformer,
+        estimator: BaseEstimator,
         X: Any,
         y: ArrayLike | None = None,
         *,
@@ -100,6 +100,11 @@ class EmbeddingDisplay:
         -------
         EmbeddingDisplay
             The display.
+
+        Raises
+        ------
+        ValueError
+            If there is no such projection, or the embeddings have a single dimension.
         """
         import_pyplot(f"{cls.__name__}.from_estimator")
         dim, (X,) = find_transformer(estimator, X, name=cls.__name__)
@@ -162,6 +167,8 @@ class EmbeddingDisplay:
                 marker = MARKERS[i // 5 % len(MARKERS)]
                 scatter(x[is_it], y[is_it], color=color, marker=marker, label=str(label))
             legend_beside(self.ax_)
+        elif {"c", "color"} & scatter_kwargs.keys():
+            scatter(x, y)
         else:
             drawn = scatter(x, y, c=np.asarray(self.y), cmap="viridis")
             self.figure_.colorbar(drawn, ax=self.ax_, label="y")

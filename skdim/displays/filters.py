@@ -5,12 +5,12 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 from torch import nn
 
 from skdim.displays.figures import get_axes, remove_lines
 from skdim.pictures import mosaic, principal_colors
 from skdim.subjects import find_transformer
-from skdim.transformer import DIMTransformer
 
 __all__ = ["FilterDisplay"]
 
@@ -38,7 +38,7 @@ class FilterDisplay:
         self.filters = filters
 
     @classmethod
-    def from_estimator(cls, estimator: DIMTransformer, *, ax: Any = None) -> Self:
+    def from_estimator(cls, estimator: BaseEstimator, *, ax: Any = None) -> Self:
         """Plot the filters of a fitted transformer.
 
         Parameters

@@ -4,12 +4,12 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 from sklearn.neighbors import NearestNeighbors
 
 from skdim.displays.figures import figure_size, get_axes, import_pyplot, remove_lines
 from skdim.pictures import mosaic, pixel_values, to_rgb
 from skdim.subjects import embed, find_transformer, images_of
-from skdim.transformer import DIMTransformer
 
 __all__ = ["NeighborsDisplay"]
 
@@ -47,7 +47,7 @@ class NeighborsDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator: DIMTransformer,
+        estimator: BaseEstimator,
         X_query: Any,
         X: Any,
         *,

@@ -4,13 +4,13 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 
 from skdim.batches import Standardizer
 from skdim.displays.figures import figure_size, get_axes, import_pyplot, remove_lines
 from skdim.inference import local_scores
 from skdim.pictures import as_pictures, mosaic
 from skdim.subjects import find_transformer, images_of
-from skdim.transformer import DIMTransformer
 
 __all__ = ["ScoreMapDisplay"]
 
@@ -45,7 +45,7 @@ class ScoreMapDisplay:
         self.scores = scores
 
     @classmethod
-    def from_estimator(cls, estimator: DIMTransformer, X: Any, *, background: Any = None, ax: Any = None) -> Self:
+    def from_estimator(cls, estimator: BaseEstimator, X: Any, *, background: Any = None, ax: Any = None) -> Self:
         """Score the locations of images and plot them over the images.
 
         Parameters

@@ -3,10 +3,10 @@
 from typing import Any, Self
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from skdim.displays.figures import COLORS, get_axes, legend_beside, with_defaults
 from skdim.subjects import find_transformer
-from skdim.transformer import DIMTransformer
 
 __all__ = ["TrainingCurveDisplay"]
 
@@ -47,7 +47,7 @@ class TrainingCurveDisplay:
         self.history = history
 
     @classmethod
-    def from_estimator(cls, estimator: DIMTransformer, *, ax: Any = None, **line_kwargs: Any) -> Self:
+    def from_estimator(cls, estimator: BaseEstimator, *, ax: Any = None, **line_kwargs: Any) -> Self:
         """Plot the history of a fitted transformer.
 
         Parameters

@@ -32,7 +32,8 @@ def padded_conv(
 ) -> tuple[nn.Conv2d, Pair]:
     """Build a convolution without bias, padded by half its kernel, and the size of map it yields.
 
-    A side of one pixel is left alone, so that signals of 1 x 1 x p pass a one-dimensional form of the same layer.
+    A side of one pixel is left alone, so that signals of 1 x 1 x p pass a one-dimensional form of the same layer. A
+    side that the kernel covers whole, in its only place, gets a kernel of its length and no padding.
     """
     rows, columns = (_along(*side) for side in zip(size, kernel, stride, strict=True))
     kernels, strides, padding, sides = zip(rows, columns, strict=True)

@@ -17,6 +17,7 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
+from skdim.devices import usual_torch
 from skdim.documentation import DocumentationLinkMixin
 from skdim.encoders import read_layers
 from skdim.evaluation.inputs import encode_labels, validation_split
@@ -172,25 +173,26 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, DocumentationLink
         device = transformer.device_
         rng = check_random_state(self.random_state)
         fitted_on, held_out = validation_split(labels, self.validation_fraction, rng)
-        targets = torch.from_numpy(labels).to(device)
-        with private_rng(rng.randint(np.iinfo(np.int32).max), device):
-            mlp = MLP(transformer._n_features_out, self.hidden_layer_sizes, len(classes), self.dropout, False)
-            standardize = Standardizer(transformer.mean_, transformer.std_, device)
-            self.history_ = train(
-                NeuralNetClassifier,
-                _EncoderAndMLP(transformer.encoder_, transformer.output_layer, standardize, mlp),
-                Samples(images.take, fitted_on, targets),
-                Samples(images.take, held_out, targets),
-                criterion=nn.CrossEntropyLoss,
-                classes=range(len(classes)),
-                optimizer__param_groups=[("encoder.*", {"lr": self.encoder_lr})],
-                lr=self.lr,
-                batch_size=self.batch_size,
-                max_epochs=self.max_epochs,
-                patience=self.patience,
-                device=device,
-                random_state=rng,
-            )
+        with usual_torch(device):
+            targets = torch.from_numpy(labels).to(device)
+            with private_rng(rng.randint(np.iinfo(np.int32).max), device):
+                mlp = MLP(transformer._n_features_out, self.hidden_layer_sizes, len(classes), self.dropout, False)
+                standardize = Standardizer(transformer.mean_, transformer.std_, device)
+                self.history_ = train(
+                    NeuralNetClassifier,
+                    _EncoderAndMLP(transformer.encoder_, transformer.output_layer, standardize, mlp),
+                    Samples(images.take, fitted_on, targets),
+                    Samples(images.take, held_out, targets),
+                    criterion=nn.CrossEntropyLoss,
+                    classes=range(len(classes)),
+                    optimizer__param_groups=[("encoder.*", {"lr": self.encoder_lr})],
+                    lr=self.lr,
+                    batch_size=self.batch_size,
+                    max_epochs=self.max_epochs,
+                    patience=self.patience,
+                    device=device,
+                    random_state=rng,
+                )
         self.classes_, self.transformer_, self.mlp_ = classes, transformer, mlp.double()
         self.n_iter_ = len(self.history_)
         self.n_features_in_ = transformer.n_features_in_

@@ -12,7 +12,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
-from skdim.devices import resolve_device
+from skdim.devices import resolve_device, usual_torch
 from skdim.discriminators import GlobalConcatCritic, LocalConcatCritic
 from skdim.evaluation.inputs import as_numpy
 from skdim.images import ImageShape, check_images
@@ -92,21 +92,22 @@ def mutual_information_bound(
     True
     """
     place = resolve_device(device)
-    embeddings = _standardized(_checked(Z, ensure_min_samples=10), place)
-    shape, read = _inputs(X, place)
-    check_consistent_length(X, Z)
-    rng = check_random_state(random_state)
-    critic_class = LocalConcatCritic if shape[1:] == (1, 1) else GlobalConcatCritic
-    with private_rng(rng.randint(np.iinfo(np.int32).max), place):
-        critic = critic_class(shape, embeddings.shape[1], N_UNITS).to(place)
+    with usual_torch(place):
+        embeddings = _standardized(_checked(Z, ensure_min_samples=10), place)
+        shape, read = _inputs(X, place)
+        check_consistent_length(X, Z)
+        rng = check_random_state(random_state)
+        critic_class = LocalConcatCritic if shape[1:] == (1, 1) else GlobalConcatCritic
+        with private_rng(rng.randint(np.iinfo(np.int32).max), place):
+            critic = critic_class(shape, embeddings.shape[1], N_UNITS).to(place)
 
-    def scores(rows: Tensor, n_pairings: int, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
-        maps, vectors = critic.encode(read(rows), embeddings[rows])
-        # The rows are in random order: those some steps away are others drawn at random.
-        others = [vectors.roll(rng.randint(1, len(rows)), 0) for _ in range(n_pairings)]
-        return critic.score(maps, vectors[:, None]), critic.score(maps, torch.stack(others, dim=1))
+        def scores(rows: Tensor, n_pairings: int, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
+            maps, vectors = critic.encode(read(rows), embeddings[rows])
+            # The rows are in random order: those some steps away are others drawn at random.
+            others = [vectors.roll(rng.randint(1, len(rows)), 0) for _ in range(n_pairings)]
+            return critic.score(maps, vectors[:, None]), critic.score(maps, torch.stack(others, dim=1))
 
-    return _held_out_bound(critic, critic.tail[-1], scores, len(embeddings), max_epochs, place, rng)
+        return _held_out_bound(critic, critic.tail[-1], scores, len(embeddings), max_epochs, place, rng)
 
 
 def total_correlation_bound(
@@ -155,26 +156,27 @@ def total_correlation_bound(
     True
     """
     place = resolve_device(device)
-    embeddings = _standardized(_checked(Z, ensure_min_samples=10), place)
-    n_samples, n_dims = embeddings.shape
-    rng = check_random_state(random_state)
-    with private_rng(rng.randint(np.iinfo(np.int32).max), place):
-        critic = nn.Sequential(
-            nn.Linear(n_dims, N_UNITS), nn.ReLU(), nn.Linear(N_UNITS, N_UNITS), nn.ReLU(), nn.Linear(N_UNITS, 1)
-        ).to(place)
-    columns = torch.arange(n_dims, device=place)
+    with usual_torch(place):
+        embeddings = _standardized(_checked(Z, ensure_min_samples=10), place)
+        n_samples, n_dims = embeddings.shape
+        rng = check_random_state(random_state)
+        with private_rng(rng.randint(np.iinfo(np.int32).max), place):
+            critic = nn.Sequential(
+                nn.Linear(n_dims, N_UNITS), nn.ReLU(), nn.Linear(N_UNITS, N_UNITS), nn.ReLU(), nn.Linear(N_UNITS, 1)
+            ).to(place)
+        columns = torch.arange(n_dims, device=place)
 
-    def scores(rows: Tensor, n_pairings: int, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
-        # Each dimension from another sample, as long as there are as many samples as dimensions.
-        steps = (
-            np.stack([rng.permutation(len(rows))[:n_dims] for _ in range(n_pairings)])
-            if n_dims <= len(rows)
-            else rng.randint(len(rows), size=(n_pairings, n_dims))
-        )
-        source = (torch.arange(len(rows), device=place)[:, None, None] + torch.from_numpy(steps).to(place)) % len(rows)
-        return critic(embeddings[rows]), critic(embeddings[rows[source], columns])
+        def scores(rows: Tensor, n_pairings: int, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
+            # Each dimension from another sample, as long as there are as many samples as dimensions.
+            steps = (
+                np.stack([rng.permutation(len(rows))[:n_dims] for _ in range(n_pairings)])
+                if n_dims <= len(rows)
+                else rng.randint(len(rows), size=(n_pairings, n_dims))
+            )
+            source = torch.arange(len(rows), device=place)[:, None, None] + torch.from_numpy(steps).to(place)
+            return critic(embeddings[rows]), critic(embeddings[rows[source % len(rows)], columns])
 
-    return _held_out_bound(critic, critic[-1], scores, n_samples, max_epochs, place, rng)
+        return _held_out_bound(critic, critic[-1], scores, n_samples, max_epochs, place, rng)
 
 
 def _inputs(X: Any, device: torch.device) -> tuple[ImageShape, Callable[[Tensor], Tensor]]:

@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from skdim.devices import resolve_device
+from skdim.devices import resolve_device, usual_torch
 from skdim.documentation import DocumentationLinkMixin
 from skdim.evaluation.inputs import encode_labels, validated, validation_split
 
@@ -144,15 +144,16 @@ class LinearProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
         fitted_on, held_out = validation_split(labels, self.validation_fraction, check_random_state(self.random_state))
         # Rows in the order of the split: both parts are then views, and a wide matrix is copied once.
         order = np.concatenate([fitted_on, held_out])
-        samples, targets = torch.from_numpy(X[order]).to(device), torch.from_numpy(labels[order]).to(device)
-        variance, mean = torch.var_mean(samples, dim=0, correction=0)
-        scale = torch.where(variance > 0, variance.sqrt(), 1.0)
-        samples.sub_(mean).div_(scale)
-        start = np.zeros((len(self.classes_), X.shape[1] + 1))
-        self.C_, start = self._choose(samples, targets, len(fitted_on), Cs, start)
-        weights, self.n_iter_ = self._minimize(samples, targets, self.C_, start)
-        self.coef_, self.intercept_ = weights[:, :-1].astype(np.float32), weights[:, -1].astype(np.float32)
-        self.mean_, self.scale_ = mean.cpu().numpy(), scale.cpu().numpy()
+        with usual_torch(device):
+            samples, targets = torch.from_numpy(X[order]).to(device), torch.from_numpy(labels[order]).to(device)
+            variance, mean = torch.var_mean(samples, dim=0, correction=0)
+            scale = torch.where(variance > 0, variance.sqrt(), 1.0)
+            samples.sub_(mean).div_(scale)
+            start = np.zeros((len(self.classes_), X.shape[1] + 1))
+            self.C_, start = self._choose(samples, targets, len(fitted_on), Cs, start)
+            weights, self.n_iter_ = self._minimize(samples, targets, self.C_, start)
+            self.coef_, self.intercept_ = weights[:, :-1].astype(np.float32), weights[:, -1].astype(np.float32)
+            self.mean_, self.scale_ = mean.cpu().numpy(), scale.cpu().numpy()
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from skorch.callbacks import EarlyStopping
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 
+from skdim.devices import usual_torch
 from skdim.monitoring import StopTraining
 from skdim.persistence import to_arrays, with_arrays
 
@@ -69,7 +70,7 @@ def _load_mlp(arguments: tuple[Any, ...], arrays: dict[str, NDArray[Any]]) -> nn
 def predict_proba(mlp: nn.Module, X: NDArray[np.float32]) -> NDArray[np.float64]:
     """Compute the probabilities of the classes, on the perceptron's device and in its precision."""
     weight = next(mlp.parameters())
-    with torch.inference_mode():
+    with usual_torch(weight.device), torch.inference_mode():
         logits = [mlp(torch.from_numpy(rows).to(weight)) for rows in np.array_split(X, -(-len(X) // 4096))]
     return torch.softmax(torch.cat(logits).double(), dim=1).cpu().numpy()
 

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from skdim.devices import resolve_device
+from skdim.devices import resolve_device, usual_torch
 from skdim.documentation import DocumentationLinkMixin
 from skdim.evaluation.inputs import encode_labels, validated, validation_split
 from skdim.evaluation.linear import LinearProbe
@@ -161,25 +161,26 @@ class MLPProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
         fitted_on, held_out = validation_split(labels, self.validation_fraction, rng)
         self.mean_, self.scale_ = X.mean(axis=0, dtype=np.float64).astype(np.float32), X.std(axis=0, dtype=np.float64)
         self.scale_ = np.where(self.scale_ > 0, self.scale_, 1.0).astype(np.float32)
-        samples, targets = torch.from_numpy(self._standardize(X)).to(device), torch.from_numpy(labels).to(device)
-        with private_rng(rng.randint(np.iinfo(np.int32).max), device):
-            mlp = MLP(
-                X.shape[1], self.hidden_layer_sizes, len(self.classes_), self.dropout, bool(self.batch_norm_logits)
-            )
-            self.history_ = train(
-                NeuralNetClassifier,
-                mlp,
-                Samples(samples.__getitem__, fitted_on, targets),
-                Samples(samples.__getitem__, held_out, targets),
-                criterion=nn.CrossEntropyLoss,
-                classes=range(len(self.classes_)),
-                lr=self.lr,
-                batch_size=self.batch_size,
-                max_epochs=self.max_epochs,
-                patience=self.patience,
-                device=device,
-                random_state=rng,
-            )
+        with usual_torch(device):
+            samples, targets = torch.from_numpy(self._standardize(X)).to(device), torch.from_numpy(labels).to(device)
+            with private_rng(rng.randint(np.iinfo(np.int32).max), device):
+                mlp = MLP(
+                    X.shape[1], self.hidden_layer_sizes, len(self.classes_), self.dropout, bool(self.batch_norm_logits)
+                )
+                self.history_ = train(
+                    NeuralNetClassifier,
+                    mlp,
+                    Samples(samples.__getitem__, fitted_on, targets),
+                    Samples(samples.__getitem__, held_out, targets),
+                    criterion=nn.CrossEntropyLoss,
+                    classes=range(len(self.classes_)),
+                    lr=self.lr,
+                    batch_size=self.batch_size,
+                    max_epochs=self.max_epochs,
+                    patience=self.patience,
+                    device=device,
+                    random_state=rng,
+                )
         self.mlp_ = mlp.double()
         self.n_iter_ = len(self.history_)
         return self

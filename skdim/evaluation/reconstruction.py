@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from skorch import NeuralNetRegressor
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
+from skdim.devices import usual_torch
 from skdim.encoders import n_halvings
 from skdim.evaluation.networks import Samples, train
 from skdim.images import Images, ImageShape
 from skdim.net import private_rng
 from skdim.subjects import embed, find_transformer, images_of
-from skdim.transformer import DIMTransformer
 
 __all__ = ["ms_ssim", "reconstruction_ms_ssim"]
 
@@ -105,7 +106,7 @@ def _similarity(first: Tensor, second: Tensor, window: Tensor, data_range: float
 
 
 def reconstruction_ms_ssim(
-    dim: DIMTransformer,
+    dim: BaseEstimator,
     X_train: Any,
     X_test: Any,
     *,
@@ -134,38 +135,48 @@ def reconstruction_ms_ssim(
     -------
     float
         Mean of `ms_ssim` over the test images.
+
+    Raises
+    ------
+    ValueError
+        If the images are unfit.
+    TypeError
+        If there is no transformer in `dim`.
+    NotFittedError
+        If it is not fitted.
     """
     dim, (X_train, X_test) = find_transformer(dim, X_train, X_test, name="reconstruction_ms_ssim")
     train_images, test_images = (images_of(dim, X) for X in (X_train, X_test))
     low, high = _data_range(train_images)
-    Z_train, Z_test = (torch.tensor(embed(dim, X)) for X in (X_train, X_test))
-    device, mean, std = dim.device_, Z_train.mean(dim=0), Z_train.std(dim=0).clamp(min=1e-6)
-    Z_train, Z_test = (((Z - mean) / std).to(device) for Z in (Z_train, Z_test))
-    targets = ((train_images.take(slice(None)).float() - low) / (high - low)).to(device)
-    rng = check_random_state(random_state)
-    order = rng.permutation(len(Z_train))
-    n_held_out = -(-len(order) // 10)
-    with private_rng(rng.randint(np.iinfo(np.int32).max), device):
-        decoder = _Decoder(Z_train.shape[1], dim.image_shape_)
-        train(
-            NeuralNetRegressor,
-            decoder,
-            Samples(Z_train.__getitem__, order[n_held_out:], targets),
-            Samples(Z_train.__getitem__, order[:n_held_out], targets),
-            lr=1e-3,
-            batch_size=128,
-            max_epochs=max_epochs,
-            patience=5,
-            device=device,
-            random_state=rng,
-        )
-    values = []
-    with torch.inference_mode():
-        for start in range(0, len(Z_test), 512):
-            drawn = decoder(Z_test[start : start + 512]).clamp(0, 1)
-            images = (test_images.take(slice(start, start + 512)).to(device).float() - low) / (high - low)
-            values.append(ms_ssim(drawn, images, data_range=1.0))
-    return torch.cat(values).mean().item()
+    with usual_torch(dim.device_):
+        Z_train, Z_test = (torch.from_numpy(embed(dim, X)) for X in (X_train, X_test))
+        device, mean, std = dim.device_, Z_train.mean(dim=0), Z_train.std(dim=0).clamp(min=1e-6)
+        Z_train, Z_test = (((Z - mean) / std).to(device) for Z in (Z_train, Z_test))
+        targets = ((train_images.take(slice(None)).float() - low) / (high - low)).to(device)
+        rng = check_random_state(random_state)
+        order = rng.permutation(len(Z_train))
+        n_held_out = -(-len(order) // 10)
+        with private_rng(rng.randint(np.iinfo(np.int32).max), device):
+            decoder = _Decoder(Z_train.shape[1], dim.image_shape_)
+            train(
+                NeuralNetRegressor,
+                decoder,
+                Samples(Z_train.__getitem__, order[n_held_out:], targets),
+                Samples(Z_train.__getitem__, order[:n_held_out], targets),
+                lr=1e-3,
+                batch_size=128,
+                max_epochs=max_epochs,
+                patience=5,
+                device=device,
+                random_state=rng,
+            )
+        values = []
+        with torch.inference_mode():
+            for start in range(0, len(Z_test), 512):
+                drawn = decoder(Z_test[start : start + 512]).clamp(0, 1)
+                images = (test_images.take(slice(start, start + 512)).to(device).float() - low) / (high - low)
+                values.append(ms_ssim(drawn, images, data_range=1.0))
+        return torch.cat(values).mean().item()
 
 
 def _data_range(images: Images) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from torch.nn.functional import affine_grid, grid_sample
 
+from skdim.devices import usual_torch
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.probes import knn_probe
 from skdim.images import Images
@@ -115,7 +116,8 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         del dim.feature_names_in_
     rng = np.random.RandomState(0)
     rows = rng.choice(len(images), min(len(images), MAX_IMAGES), replace=False)
-    crops = np.stack([embed(dim, _crops(images, rows, rng, dim.data_format)) for _ in range(2)])
+    with usual_torch(torch.device("cpu")):
+        crops = np.stack([embed(dim, _crops(images, rows, rng, dim.data_format)) for _ in range(2)])
     halves = np.array_split(crops.astype(np.float64), 2, axis=1)
     return float(np.mean([_retrieval(*halves), _retrieval(*halves[::-1])]))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.utils import check_consistent_length, check_random_state
 
@@ -22,7 +22,7 @@ LAYERS = ("embedding", "hidden", "features")
 
 
 def evaluate(
-    dim: DIMTransformer,
+    dim: BaseEstimator,
     X_train: Any,
     y_train: Any,
     X_test: Any,
