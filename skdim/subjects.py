@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from skdim.images import Images, check_images
 from skdim.transformer import DIMTransformer
 
-__all__ = ["embed", "find_transformer", "images_of"]
+__all__ = ["embed", "find_transformer", "images_of", "unfrozen"]
 
 
 def find_transformer(estimator: Any, *inputs: Any, name: str) -> tuple[DIMTransformer, list[Any]]:
@@ -41,9 +41,9 @@ def find_transformer(estimator: Any, *inputs: Any, name: str) -> tuple[DIMTransf
     NotFittedError
         If it is not fitted.
     """
-    found = _unfrozen(estimator)
+    found = unfrozen(estimator)
     if isinstance(found, Pipeline):
-        steps = [_unfrozen(step) for _, step in found.steps]
+        steps = [unfrozen(step) for _, step in found.steps]
         place = next((i for i, step in enumerate(steps) if isinstance(step, DIMTransformer)), 0)
         if place:
             before = found[:place]
@@ -58,8 +58,9 @@ def find_transformer(estimator: Any, *inputs: Any, name: str) -> tuple[DIMTransf
     return found, list(inputs)
 
 
-def _unfrozen(estimator: Any) -> Any:
-    return _unfrozen(estimator.estimator) if isinstance(estimator, FrozenEstimator) else estimator
+def unfrozen(estimator: Any) -> Any:
+    """Return what a FrozenEstimator holds, and any other estimator as it is."""
+    return unfrozen(estimator.estimator) if isinstance(estimator, FrozenEstimator) else estimator
 
 
 def images_of(dim: DIMTransformer, X: Any) -> Images:

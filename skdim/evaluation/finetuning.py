@@ -23,7 +23,7 @@ from skdim.encoders import read_layers
 from skdim.evaluation.inputs import encode_labels, validation_split
 from skdim.evaluation.networks import MLP, Samples, predict_proba, train
 from skdim.net import private_rng
-from skdim.subjects import embed, images_of
+from skdim.subjects import embed, images_of, unfrozen
 from skdim.transformer import DIMTransformer
 
 __all__ = ["FineTunedClassifier"]
@@ -233,9 +233,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, DocumentationLink
         return self.classes_[probabilities.argmax(axis=1)]
 
     def _copy_of_transformer(self, X: Any) -> DIMTransformer:
-        transformer = self.transformer
-        if isinstance(transformer, FrozenEstimator):
-            transformer = transformer.estimator
+        transformer = unfrozen(self.transformer)
         if not isinstance(transformer, DIMTransformer):
             raise TypeError(
                 f"transformer must be a DIMTransformer, frozen or not, got a frozen {type(transformer).__name__}."
