@@ -5,7 +5,7 @@ from typing import Any
 
 from skdim.model import NEGATIVES
 
-__all__ = ["check_negatives", "check_weights"]
+__all__ = ["check_negatives", "check_units", "check_weights"]
 
 
 def check_weights(weights: Mapping[str, float], prior_matching: str) -> None:
@@ -60,6 +60,28 @@ def check_negatives(negatives: Any, critics: Iterable[str]) -> dict[str, tuple[s
             f"'global', got {negatives!r}."
         )
     return {name: tuple(schemes[name]) for name in critics}
+
+
+def check_units(mi_units: int, discriminator: str) -> None:
+    """Check that the critics are wide enough to tell anything.
+
+    Parameters
+    ----------
+    mi_units : int
+        Width of the critics.
+    discriminator : {"dot", "concat"}
+        Their form.
+
+    Raises
+    ------
+    ValueError
+        If a layer norm would make the only unit constant.
+    """
+    if mi_units == 1 and discriminator == "dot":
+        raise ValueError(
+            "mi_units must be at least 2 with discriminator='dot', whose layer norm makes a single unit constant, got "
+            "mi_units=1."
+        )
 
 
 def _are_schemes(values: Sequence[Any]) -> bool:

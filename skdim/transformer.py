@@ -44,7 +44,7 @@ from skdim.model import NEGATIVES, build_model
 from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
 from skdim.net import DIMNet, private_rng
 from skdim.objectives import OBJECTIVES
-from skdim.parameters import check_negatives, check_weights
+from skdim.parameters import check_negatives, check_units, check_weights
 from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
 from skdim.statistics import SMALLEST_SPREAD, channel_statistics
 from skdim.views import Augmentation, Occlusion, StandardAugmentation, check_augmentation
@@ -758,12 +758,8 @@ class DIMTransformer(
             with group.together():
                 check_weights(weights, self.prior_matching)
                 negatives = check_negatives(self.negatives, [name for name in ("local", "global") if weights[name]])
+                check_units(self.mi_units, self.discriminator)
                 check_callbacks(self.callbacks, lr_schedule)
-                if self.mi_units == 1 and self.discriminator == "dot":
-                    raise ValueError(
-                        "mi_units must be at least 2 with discriminator='dot', whose layer norm makes a single unit "
-                        "constant, got mi_units=1."
-                    )
                 if go_on:
                     self._check_same_encoder()
                 images = self._check_images(X, reset=not go_on, min_samples=2)
