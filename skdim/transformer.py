@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from skdim._version import __version__
+from skdim.base import EstimatorMixin
 from skdim.batches import Batches, LoadedBatches, Standardizer
 from skdim.checkpoints import Checkpoints, describe, describe_images
 from skdim.devices import (
@@ -34,7 +35,6 @@ from skdim.devices import (
     usual_torch,
 )
 from skdim.distributed import ALONE, Group, join, local_device
-from skdim.documentation import DocumentationLinkMixin
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.export import write_onnx
 from skdim.images import CHUNK_BYTES, Images, ImageShape, check_image_shape, check_images
@@ -71,7 +71,7 @@ def _split_seed(entropy: int) -> tuple[int, int]:
 
 
 class DIMTransformer(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, CallbackSupportMixin, DocumentationLinkMixin, BaseEstimator
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, CallbackSupportMixin, EstimatorMixin, BaseEstimator
 ):
     r"""Learn image embeddings without labels by Deep InfoMax.
 
@@ -220,7 +220,7 @@ class DIMTransformer(
         a callback had stopped it: that result is final. A checkpoint that cannot be written is a warning. `partial_fit`
         takes no notice of the directory, and ``warm_start=True`` excludes it.
 
-    callbacks : list of skorch.callbacks.Callback, default=None
+    callbacks : sequence of skorch.callbacks.Callback, default=None
         Callbacks for the training net, ``EarlyStopping(monitor="train_loss")`` for one. There is no validation loss;
         the loss is "train_loss" in the net's history, beside the terms that `history_` has. A callback that acts on
         batches makes the device wait for the host after each of them. In a training that goes on from a checkpoint,
@@ -346,7 +346,7 @@ class DIMTransformer(
         self,
         n_components: int = 64,
         *,
-        image_shape: tuple[int, int, int] | None = None,
+        image_shape: Sequence[int] | None = None,
         data_format: str = "auto",
         encoder: str | nn.Module | Callable[..., nn.Module] = "dcgan",
         local_weight: float = 1.0,
@@ -375,7 +375,7 @@ class DIMTransformer(
         gather_negatives: bool = True,
         warm_start: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,
-        callbacks: list[Callback] | None = None,
+        callbacks: Sequence[Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -414,7 +414,7 @@ class DIMTransformer(
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: None = None) -> Self:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Learn the encoder from images.
 
         Parameters
@@ -466,7 +466,7 @@ class DIMTransformer(
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X: Any, y: None = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Train one epoch more on these images, at the constant learning rate `lr`.
 
         Parameters
@@ -549,7 +549,7 @@ class DIMTransformer(
             return values.to(X.device)
         return values.numpy()
 
-    def fit_transform(self, X: Any, y: None = None, **fit_params: Any) -> Any:
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
         """Learn the encoder from images and compute their embeddings.
 
         Parameters
@@ -575,6 +575,30 @@ class DIMTransformer(
             # Before the training, not after it.
             check_order(X)
         return super().fit_transform(X, y, **fit_params)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Name the columns of what `transform` returns: "dimtransformer0", "dimtransformer1", ...
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Ignored.
+
+        Returns
+        -------
+        ndarray of shape (n_features_out,), object
+            The names.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` has not been called.
+        ValueError
+            If the encoder has no such layer as `output_layer` names.
+        """
+        check_is_fitted(self)
+        self._check_output_layer()
+        return super().get_feature_names_out(input_features)
 
     def to(self, device: str) -> Self:
         """Move the fitted encoder to a device, and the discriminators if there are any.
@@ -606,8 +630,8 @@ class DIMTransformer(
 
         The file holds what a pickle holds, parameters, history and the encoder's weights, in a format that opening
         can't harm. It is written whole or not at all. `callbacks` and parameters that are objects, such as a
-        RandomState or an augmentation of your own, are not stored: `load` gives them their defaults. Of an encoder of
-        your own only the weights are.
+        RandomState or a StandardAugmentation, are not stored: `load` gives them their defaults. Nor is what
+        `set_output` has been given. Of an encoder of your own only the weights are.
 
         Parameters
         ----------

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from skdim import DIMTransformer
+from skdim.evaluation import LinearProbe, MLPProbe
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +167,20 @@ def test_tied_weights_stay_tied(digits):
     dim = DIMTransformer(n_components=8, encoder=Tied, max_epochs=1, random_state=0).fit(digits[0])
     copy = pickle.loads(pickle.dumps(dim))
     assert copy.encoder_.same.weight is copy.encoder_.linear.weight
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [DIMTransformer(max_epochs=1, random_state=0), LinearProbe(), MLPProbe(max_epochs=1)],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_pickle_of_another_version_is_warned_of(digits, estimator, monkeypatch):
+    X, y = digits
+    fitted = clone(estimator).fit(X[:60], y[:60])
+    pickle.loads(pickle.dumps(fitted))  # without a warning
+    monkeypatch.setattr("skdim.base.__version__", "0.0.7")
+    older = pickle.dumps(fitted)
+    monkeypatch.undo()
+    with pytest.warns(InconsistentVersionWarning, match=rf"{type(estimator).__name__} from version 0\.0\.7"):
+        loaded = pickle.loads(older)
+    assert not hasattr(loaded, "_skdim_version")

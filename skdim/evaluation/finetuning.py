@@ -16,9 +16,9 @@ from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
+from skdim.base import EstimatorMixin
 from skdim.batches import Standardizer
 from skdim.devices import usual_torch
-from skdim.documentation import DocumentationLinkMixin
 from skdim.encoders import read_layers
 from skdim.evaluation.inputs import encode_labels, validation_split
 from skdim.evaluation.networks import MLP, Samples, predict_proba, train
@@ -29,7 +29,7 @@ from skdim.transformer import DIMTransformer
 __all__ = ["FineTunedClassifier"]
 
 
-class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, DocumentationLinkMixin, BaseEstimator):
+class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, BaseEstimator):
     """A perceptron on the encoder of a `DIMTransformer`, both trained on labelled images.
 
     The semi-supervised setting of the paper: the transformer has learned from many images without labels, and a copy of

@@ -14,8 +14,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from skdim.base import EstimatorMixin
 from skdim.devices import resolve_device, usual_torch
-from skdim.documentation import DocumentationLinkMixin
 from skdim.evaluation.inputs import encode_labels, validated, validation_split
 
 __all__ = ["LinearProbe"]
@@ -24,7 +24,7 @@ __all__ = ["LinearProbe"]
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
-class LinearProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
+class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     r"""Standardise features, then classify them with a linear model whose regularisation is chosen on a split.
 
     Minimises over the weights W and the intercepts, which are not regularised,

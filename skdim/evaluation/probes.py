@@ -17,8 +17,8 @@ from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNetClassifier
 from torch import nn
 
+from skdim.base import EstimatorMixin
 from skdim.devices import resolve_device, usual_torch
-from skdim.documentation import DocumentationLinkMixin
 from skdim.evaluation.inputs import encode_labels, validated, validation_split
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.networks import MLP, Samples, predict_proba, train
@@ -30,7 +30,7 @@ __all__ = ["N_NEIGHBORS", "PROBES", "MLPProbe", "knn_probe"]
 N_NEIGHBORS = 20
 
 
-class MLPProbe(ClassifierMixin, DocumentationLinkMixin, BaseEstimator):
+class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     """Standardise features, then classify them with a perceptron.
 
     The default is the paper's non-linear probe: one hidden layer of 200 units with batch norm, ReLU and dropout. It is

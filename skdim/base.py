@@ -1,0 +1,37 @@
+"""What all estimators of skdim have beside what scikit-learn's have."""
+
+import warnings
+from typing import Any
+
+from sklearn.exceptions import InconsistentVersionWarning
+
+from skdim._version import __version__
+
+__all__ = ["EstimatorMixin"]
+
+
+class EstimatorMixin:
+    """Links an estimator's HTML representation to the API reference, and its pickles to the version that wrote them.
+
+    scikit-learn shows tooltips only with a link, and stamps its own estimators only.
+    """
+
+    _doc_link_module = "skdim"
+    _doc_link_template = "https://scikit-deepinfomax.readthedocs.io/en/stable/api.html"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        return {**state, "_skdim_version": __version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        version = state.pop("_skdim_version", "unknown")
+        if version != __version__:
+            warnings.warn(
+                InconsistentVersionWarning(
+                    estimator_name=type(self).__name__,
+                    current_sklearn_version=__version__,
+                    original_sklearn_version=version,
+                ),
+                stacklevel=2,
+            )
+        super().__setstate__(state)  # type: ignore[misc]
