@@ -311,6 +311,12 @@ CRITICS: dict[str, dict[str, type[Critic]]] = {
 }
 
 
+def _is_uniform(prior: str) -> bool:
+    if prior not in ("uniform", "normal"):
+        raise ValueError(f"prior must be 'uniform' or 'normal', got {prior!r}.")
+    return prior == "uniform"
+
+
 class PriorDiscriminator(nn.Module):
     """Tells samples of the prior from embeddings: linear 1000, 200 and 1 with ReLU between.
 
@@ -325,7 +331,7 @@ class PriorDiscriminator(nn.Module):
 
     def __init__(self, n_components: int, prior: str = "uniform") -> None:
         super().__init__()
-        self.is_uniform = prior == "uniform"
+        self.is_uniform = _is_uniform(prior)
         self.logit = nn.Sequential(
             nn.Linear(n_components, 1000),
             nn.ReLU(inplace=True),
@@ -378,7 +384,7 @@ class PriorNoise(nn.Module):
 
     def __init__(self, prior: str, strength: float) -> None:
         super().__init__()
-        self.is_uniform = prior == "uniform"
+        self.is_uniform = _is_uniform(prior)
         self.strength = strength
 
     def on_support(self, embedding: Tensor) -> Tensor:

@@ -149,7 +149,13 @@ def infonce(positive: Tensor, negative: Tensor) -> Tensor:
     -------
     Tensor of shape ()
         The loss, in nats.
+
+    Raises
+    ------
+    ValueError
+        If the shapes are others.
     """
+    _check_rows(positive, negative)
     return INFONCE(positive, negative)
 
 
@@ -173,7 +179,13 @@ def jsd(positive: Tensor, negative: Tensor) -> Tensor:
     -------
     Tensor of shape ()
         The loss.
+
+    Raises
+    ------
+    ValueError
+        If the shapes are others.
     """
+    _check_rows(positive, negative)
     return JSD(positive, negative)
 
 
@@ -196,7 +208,13 @@ def donsker_varadhan(positive: Tensor, negative: Tensor) -> Tensor:
     -------
     Tensor of shape ()
         The loss, in nats.
+
+    Raises
+    ------
+    ValueError
+        If the shapes are others.
     """
+    _check_rows(positive, negative)
     return DONSKER_VARADHAN(positive, negative)
 
 
@@ -231,8 +249,24 @@ def f_divergence(positive: Tensor, negative: Tensor, divergence: str = "kl") -> 
     Tensor of shape ()
         The loss.
 
+    Raises
+    ------
+    ValueError
+        If the shapes are others, or there is no such divergence.
+
     References
     ----------
     S. Nowozin, B. Cseke, R. Tomioka, "f-GAN", NeurIPS 2016, arXiv:1606.00709.
     """
+    if divergence not in F_DIVERGENCES:
+        raise ValueError(f"divergence must be one of {list(F_DIVERGENCES)}, got {divergence!r}.")
+    _check_rows(positive, negative)
     return F_DIVERGENCES[divergence](positive, negative)
+
+
+def _check_rows(positive: Tensor, negative: Tensor) -> None:
+    if positive.ndim != 2 or negative.ndim != 2 or len(positive) != len(negative):
+        raise ValueError(
+            "positive and negative must be of shapes (N, L) and (N, M), a row for each image, got "
+            f"{tuple(positive.shape)} and {tuple(negative.shape)}."
+        )

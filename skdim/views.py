@@ -44,7 +44,7 @@ class StandardAugmentation:
     Raises
     ------
     ValueError
-        If a share is not between 0 and 1, or `noise` is negative.
+        If a share is not between 0 and 1, `noise` is negative, or a flip is neither True nor False.
     """
 
     crop: float = 0.7
@@ -63,6 +63,10 @@ class StandardAugmentation:
             if not (is_number and 0 <= value <= limit) or (name == "crop" and value == 0):
                 allowed = {"crop": "(0, 1]", "noise": "[0, inf)"}.get(name, "[0, 1]")
                 raise ValueError(f"{name} must be a number in {allowed}, got {value!r}.")
+        for name in ("horizontal_flip", "vertical_flip"):
+            value = getattr(self, name)
+            if not isinstance(value, bool | np.bool_):
+                raise ValueError(f"{name} must be True or False, got {value!r}.")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one view of each image.

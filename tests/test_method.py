@@ -154,6 +154,12 @@ def test_shares_of_the_standard_augmentation_are_checked(name, value):
         StandardAugmentation(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["horizontal_flip", "vertical_flip"])
+def test_flips_of_the_standard_augmentation_are_checked(name):
+    with pytest.raises(ValueError, match=f"{name} must be True or False, got 'no'"):
+        StandardAugmentation(**{name: "no"})
+
+
 def test_shares_of_the_standard_augmentation_may_come_from_a_grid():
     assert [StandardAugmentation(crop=crop).crop for crop in np.linspace(0.5, 1, 3)] == [0.5, 0.75, 1.0]
     assert StandardAugmentation(crop=np.float32(0.5), color=np.int64(1)).color == 1

@@ -14,9 +14,10 @@ from skdim.discriminators import (
     LocalConcatCritic,
     LocalDotCritic,
     PriorDiscriminator,
+    PriorNoise,
 )
 from skdim.encoders import ENCODERS as BUILT_IN
-from skdim.encoders import DCGANEncoder, FlattenMap, Stride1Encoder
+from skdim.encoders import DCGANEncoder, FlattenMap, Stride1Encoder, make_encoder
 from skdim.encoders.blocks import padded_conv
 
 ENCODERS = [DCGANEncoder, Stride1Encoder]
@@ -530,3 +531,14 @@ def test_prior_discriminator_gives_one_logit_an_embedding():
     assert prior(torch.zeros(1, 64)).shape == (1,)
     assert layer_kinds(prior) == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
     assert n_parameters(prior) == 64 * 1000 + 1000 + 1000 * 200 + 200 + 200 + 1
+
+
+@pytest.mark.parametrize("build", [lambda prior: PriorDiscriminator(4, prior), lambda prior: PriorNoise(prior, 0.1)])
+def test_an_unknown_prior_is_refused(build):
+    with pytest.raises(ValueError, match="prior must be 'uniform' or 'normal', got 'unifrom'"):
+        build("unifrom")
+
+
+def test_an_unknown_encoder_is_refused():
+    with pytest.raises(ValueError, match=r"encoder must be a module, a callable or one of .*, got 'vgg'"):
+        make_encoder("vgg", (1, 8, 8), 4)

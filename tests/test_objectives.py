@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -240,3 +241,16 @@ def test_f_divergence_gradients(divergence):
     positive = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     negative = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda p, n: f_divergence(p, n, divergence), (positive, negative))
+
+
+@pytest.mark.parametrize("objective", [infonce, jsd, donsker_varadhan, f_divergence])
+@pytest.mark.parametrize("shapes", [((4, 3), (1, 5)), ((4, 3), (7, 5)), ((4,), (4, 5))])
+def test_scores_of_other_shapes_are_refused(objective, shapes):
+    positive, negative = (torch.zeros(shape) for shape in shapes)
+    with pytest.raises(ValueError, match=re.escape(f"got {shapes[0]} and {shapes[1]}")):
+        objective(positive, negative)
+
+
+def test_an_unknown_divergence_is_refused():
+    with pytest.raises(ValueError, match=r"divergence must be one of \['kl', 'rkl', 'hellinger', 'chi2'\], got 'x'"):
+        f_divergence(torch.zeros(2, 1), torch.zeros(2, 1), "x")

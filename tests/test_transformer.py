@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from skorch.callbacks import (
     Callback,
     Checkpoint,
@@ -230,6 +231,14 @@ def test_output_layers(digits):
         assert len(dim.get_feature_names_out()) == width
     with pytest.raises(ValueError, match="output_layer='hidden' is not a layer of the encoder Stride1Encoder"):
         small(encoder="stride1", output_layer="hidden").fit(digits[0])
+
+
+def test_names_of_a_layer_that_there_is_not(digits):
+    dim = small(encoder="stride1", max_epochs=0).fit(digits[0]).set_params(output_layer="hidden")
+    with pytest.raises(ValueError, match="output_layer='hidden' is not a layer of the encoder Stride1Encoder"):
+        dim.get_feature_names_out()
+    with pytest.raises(NotFittedError):
+        small().get_feature_names_out()
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ def build_encoder(
             "image, let your encoder return an embedding of shape (N, n_components, h, w)."
         )
     if isinstance(encoder, str):
+        if encoder not in ENCODERS:
+            raise ValueError(f"encoder must be a module, a callable or one of {sorted(ENCODERS)}, got {encoder!r}.")
         return ENCODERS[encoder](image_shape, n_components, multiple_globals=multiple_globals)
     if isinstance(encoder, nn.Module):
         return copy.deepcopy(encoder).cpu()
