@@ -30,7 +30,7 @@ PATIENCE = 5
 # How often the held-out samples are paired anew, which the logarithm of the mean in the bound is averaged over.
 N_PAIRINGS = 10
 
-# Scores of some samples, and of some times as many drawn from the product of the marginals.
+# Scores of N samples, and in N rows those of one sample a pairing, drawn from the product of the marginals.
 Scores = Callable[[Tensor, int, np.random.RandomState], tuple[Tensor, Tensor]]
 
 
@@ -240,7 +240,7 @@ def _held_out_bound(
 
 
 def _loss(positive: Tensor, negative: Tensor, limit: float) -> Tensor:
-    positive, negative = (limit * torch.tanh(score.view(-1, 1) / limit) for score in (positive, negative))
+    positive, negative = (limit * torch.tanh(score.flatten(1) / limit) for score in (positive, negative))
     return donsker_varadhan(positive, negative)
 
 
@@ -249,7 +249,7 @@ def _bound(scores: Scores, rows: Tensor, limit: float, rng: np.random.RandomStat
     order = rows[torch.from_numpy(rng.permutation(len(rows))).to(rows.device)]
     batches = torch.tensor_split(order, -(-len(order) // BATCH_SIZE))
     positives, negatives = zip(*(scores(batch, N_PAIRINGS, rng) for batch in batches), strict=True)
-    positive, negative = (torch.cat([part.double().flatten() for part in parts]) for parts in (positives, negatives))
+    positive, negative = (torch.cat(parts).double() for parts in (positives, negatives))
     return -_loss(positive, negative, limit).item()
 
 
