@@ -30,6 +30,7 @@ def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
     """
     # Not tempfile, whose files only their owner can read: the mode is the umask's.
     # Cut, because a name may be as long as a name can be.
+    path = path.absolute()
     temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -9,11 +9,10 @@ import hashlib
 import json
 import os
 import re
-import warnings
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from skdim.atomic import write_atomically
 from skdim.distributed import ALONE, Group
 from skdim.images import CHUNK_BYTES, Images
+from skdim.notices import warn
 
 try:
     import fcntl
@@ -137,11 +137,7 @@ class Checkpoints:
             self._remove_older_than(path)
         except OSError as error:
             # A full disk shall not end a training of days, whose result needs no disk.
-            warnings.warn(
-                f"The checkpoint of epoch {epoch} could not be written, training goes on without it: {error}",
-                UserWarning,
-                stacklevel=2,
-            )
+            warn(f"The checkpoint of epoch {epoch} could not be written, training goes on without it: {error}")
 
     def _paths(self) -> list[Path]:
         """Checkpoints, newest first."""
@@ -183,11 +179,7 @@ class Checkpoints:
                 continue
             self._check_identity(content["identity"])
             for bad_path, reason in damaged:
-                warnings.warn(
-                    f"The checkpoint {str(bad_path)!r} is damaged ({reason}); training goes on from {path.name}.",
-                    UserWarning,
-                    stacklevel=7,
-                )
+                warn(f"The checkpoint {str(bad_path)!r} is damaged ({reason}); training goes on from {path.name}.")
             # A process may have been killed before it did so.
             self._remove_older_than(path)
             return content["state"]
@@ -257,9 +249,14 @@ def _describe(value: Any, inside: tuple[int, ...]) -> Any:
         return f"{name} {_digest_module(value)}"
     if isinstance(value, FunctionType):
         held = [cell.cell_contents for cell in value.__closure__ or ()]
-        return {
-            name: [_digest(value.__code__.co_code), _describe([value.__defaults__, value.__kwdefaults__, held], inside)]
-        }
+        return {name: _describe([value.__code__, value.__defaults__, value.__kwdefaults__, held], inside)}
+    if isinstance(value, CodeType):
+        # The bytes hold places in these lists, not names and numbers themselves.
+        return [_digest(value.co_code), list(value.co_names), _describe(value.co_consts, inside)]
+    if isinstance(value, set | frozenset):
+        return {name: sorted(json.dumps(_describe(item, inside)) for item in value)}
+    if isinstance(value, bytes | complex | range | slice | torch.dtype | torch.device):
+        return repr(value)
     if named is value:
         return name
     slots = [slot for parent in type(value).__mro__ for slot in getattr(parent, "__slots__", ())]

@@ -29,7 +29,7 @@ __all__ = [
 class Critic(nn.Module):
     """Base of all critics: scores of pairs of a location and an embedding.
 
-    Subclasses implement `encode`, `score` and `score_all`.
+    Subclasses have `feature_head` and `embedding_head`, and implement `score` and `score_all`.
 
     Attributes
     ----------
@@ -41,6 +41,8 @@ class Critic(nn.Module):
 
     is_local: bool
     pairs_cost_units: bool
+    feature_head: nn.Module
+    embedding_head: nn.Module
 
     def encode(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Compute each side's part of the score.
@@ -59,7 +61,11 @@ class Critic(nn.Module):
         vectors : Tensor of shape (R, U)
             One vector an embedding.
         """
-        raise NotImplementedError
+        if self.is_local:
+            maps = self.feature_head(_locations(features)).unflatten(0, (len(features), -1))
+        else:
+            maps = self.feature_head(features)[:, None]
+        return maps, self.embedding_head(embedding)
 
     def score(self, maps: Tensor, vectors: Tensor) -> Tensor:
         """Score the locations of image i against the embeddings of image i.
@@ -199,10 +205,6 @@ class LocalDotCritic(_DotCritic):
         self.feature_head = _ResidualHead(feature_shape[0], n_units)
         self.embedding_head = _ResidualHead(n_components, n_units)
 
-    def encode(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self.feature_head(_locations(features))
-        return maps.view(len(features), -1, maps.shape[1]), self.embedding_head(embedding)
-
 
 class LocalConcatCritic(_ConcatCritic):
     """Local critic, concat-and-convolve: 1 x 1 convolutions on the features with the embedding at every location.
@@ -224,10 +226,6 @@ class LocalConcatCritic(_ConcatCritic):
         self.feature_head = nn.Linear(feature_shape[0], n_units)
         self.embedding_head = nn.Linear(n_components, n_units, bias=False)
         self.tail = self._tail(n_units)
-
-    def encode(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self.feature_head(_locations(features))
-        return maps.view(len(features), -1, maps.shape[1]), self.embedding_head(embedding)
 
 
 class GlobalDotCritic(_DotCritic):
@@ -261,9 +259,6 @@ class GlobalDotCritic(_DotCritic):
             nn.Linear(1024, n_units),
         )
         self.embedding_head = nn.Linear(n_components, n_units)
-
-    def encode(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        return self.feature_head(features)[:, None], self.embedding_head(embedding)
 
 
 class GlobalConcatCritic(_ConcatCritic):
@@ -300,9 +295,6 @@ class GlobalConcatCritic(_ConcatCritic):
         )
         self.embedding_head = nn.Linear(n_components, n_units, bias=False)
         self.tail = self._tail(n_units)
-
-    def encode(self, features: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        return self.feature_head(features)[:, None], self.embedding_head(embedding)
 
 
 CRITICS: dict[str, dict[str, type[Critic]]] = {

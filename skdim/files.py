@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from skdim.atomic import replaced_atomically
+from skdim.notices import warn
 
 __all__ = ["is_image_files", "is_pillow_image", "picture_as_array", "read_images"]
 
@@ -123,7 +123,7 @@ def read_images(
     end = CACHE_MARK + _digest(files, size, mode)
     if not _is_cache(path, end):
         shape, dtype, fill = _prepare(files, size, mode, n_jobs)
-        with replaced_atomically(path.absolute()) as file:
+        with replaced_atomically(path) as file:
             npy.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
             for start in range(0, len(files), BLOCK):
                 block = np.empty((min(BLOCK, len(files) - start), *shape[1:]), dtype)
@@ -142,7 +142,7 @@ def _prepare(
     # Headers first: what does not fit together is found before the long work.
     headers = parallel(delayed(_read_header)(index, file) for index, file in enumerate(files))
     sizes, kinds, n_pages = zip(*headers, strict=True)
-    _warn_of_pages(files, n_pages, stacklevel=4)
+    _warn_of_pages(files, n_pages)
     height, width = size or _common_size(files, sizes)
     kind = _common_kind(files, kinds, mode)
 
@@ -160,7 +160,7 @@ def _prepare(
 def picture_as_array(image: Any, mode: str | None) -> NDArray[Any]:
     """Return the pixels of a single Pillow image, as `read_images` reads it."""
     (height, width), kind, n_pages = _read_header(0, image)
-    _warn_of_pages([image], (n_pages,), stacklevel=3)
+    _warn_of_pages([image], (n_pages,))
     return _pixels(image, _common_kind([image], (kind,), mode), (width, height))
 
 
@@ -264,17 +264,15 @@ def _count_pages(image: Any) -> int:
         return 1
 
 
-def _warn_of_pages(files: Sequence[Any], n_pages: tuple[int, ...], stacklevel: int) -> None:
+def _warn_of_pages(files: Sequence[Any], n_pages: tuple[int, ...]) -> None:
     stacks = [index for index, n in enumerate(n_pages) if n > 1]
     if stacks:
         index, others = stacks[0], f", and so of {len(stacks) - 1} more" if len(stacks) > 1 else ""
-        warnings.warn(
+        warn(
             f"Image {index}, {files[index]!r}, has {n_pages[index]} pages or frames, of which only the first is "
             f"read{others}. To have all as images of their own, pass each as a Pillow image: "
             "[page.copy() for page in PIL.ImageSequence.Iterator(image)]. If the pages are channels, make one array of "
-            "shape (n, C, H, W) of them.",
-            UserWarning,
-            stacklevel=stacklevel,
+            "shape (n, C, H, W) of them."
         )
 
 

@@ -1,7 +1,6 @@
 """From any accepted array to checked images: all errors about the input are raised here, before any work."""
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isqrt, prod
@@ -16,6 +15,7 @@ from sklearn.utils.validation import validate_data
 from torch.utils.data import DataLoader
 
 from skdim.files import is_image_files, read_images
+from skdim.notices import warn
 from skdim.sources import LazyArray, as_lazy_array, check_dtype, prefetched, tensor_as_array
 
 ImageShape = tuple[int, int, int]
@@ -290,12 +290,10 @@ def _guess_shape(n_features: int) -> ImageShape:
         return 1, side, side
     side = isqrt(n_features // 3)
     if side >= 8 and 3 * side * side == n_features:
-        warnings.warn(
+        warn(
             f"X has {n_features} features, which looks like colour images of 3 x {side} x {side}, but rows are read as "
             f"signals of 1 x 1 x {n_features}. Set image_shape=(3, {side}, {side}) if they are images, "
-            f"or image_shape=(1, 1, {n_features}) to silence this warning.",
-            UserWarning,
-            stacklevel=7,
+            f"or image_shape=(1, 1, {n_features}) to silence this warning."
         )
     return 1, 1, n_features
 
@@ -303,12 +301,10 @@ def _guess_shape(n_features: int) -> ImageShape:
 def _warn_of_channels_last(image_shape: ImageShape) -> None:
     channels, height, width = image_shape
     if width < min(channels, height) and (width > 1 or channels == height):
-        warnings.warn(
+        warn(
             f"image_shape={image_shape} is read as (C, H, W), images of {channels} channels of {height} x {width}. For "
             f"rows of (H, W, C) images set image_shape=({width}, {channels}, {height}) and "
-            "data_format='channels_last'; data_format='channels_first' silences this warning.",
-            UserWarning,
-            stacklevel=7,
+            "data_format='channels_last'; data_format='channels_first' silences this warning."
         )
 
 

@@ -11,6 +11,7 @@ from skdim.batches import Standardizer
 from skdim.devices import full_float32, is_out_of_memory, usual_torch
 from skdim.discriminators import Critic
 from skdim.encoders import mean_over_map, read_layers
+from skdim.encoders.blocks import evaluating
 from skdim.images import Images
 from skdim.loaders import LoadedImages
 from skdim.model import InfoMaxModel
@@ -122,10 +123,8 @@ def local_scores(model: InfoMaxModel, images: Images, others: Images | None, sta
         On the CPU: score, less the logarithm of the mean exponential of the scores of all other images' locations
         against the same embedding.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     critic: Critic = model.critics["local"]  # type: ignore[assignment]
-    with usual_torch(standardize.device), torch.inference_mode(), full_float32:
+    with usual_torch(standardize.device), torch.inference_mode(), full_float32, evaluating(model):
         maps, vectors, (height, width) = _encode_pairs(model, critic, images, standardize)
         own = critic.score(maps, vectors[:, None])[:, 0]
         other_maps = maps if others is None else _encode_pairs(model, critic, others, standardize)[0]
@@ -138,8 +137,6 @@ def local_scores(model: InfoMaxModel, images: Images, others: Images | None, sta
             levels.append(torch.logsumexp(scores.flatten(1), dim=1))
         n_others = len(other_maps) - (others is None)
         level = torch.logsumexp(torch.stack(levels), dim=0) - log(n_others * own.shape[1])
-    for module, mode in modes.items():
-        module.training = mode
     return (own - level[:, None]).view(-1, height, width).cpu()
 
 

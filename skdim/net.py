@@ -4,7 +4,6 @@ import copy
 import math
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -30,6 +29,7 @@ from skdim.devices import usual_torch
 from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
 from skdim.monitoring import StopTraining
+from skdim.notices import warn
 from skdim.recording import RecordedStep, describe, has_hooks
 from skdim.views import Augmentation
 
@@ -382,11 +382,9 @@ class DIMNet(NeuralNet):
         epochs = [{**epoch, "batches": epoch["batches"][-1:]} for epoch in self.history.to_list()]
         left_out = {name for epoch in epochs for name, value in epoch.items() if not is_storable(value)}
         if left_out:
-            warnings.warn(
+            warn(
                 f"Checkpoints leave out what a callback has recorded as {', '.join(sorted(left_out))}: it is neither a "
-                "number nor a text nor a tensor.",
-                UserWarning,
-                stacklevel=2,
+                "number nor a text nor a tensor."
             )
         return [{name: value for name, value in epoch.items() if name not in left_out} for epoch in epochs]
 

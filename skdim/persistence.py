@@ -7,7 +7,6 @@ or unpickled by a name that it holds.
 
 import os
 import reprlib
-import warnings
 from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from skdim._version import __version__
 from skdim.encoders import ENCODERS, StandardizedEncoder, build_encoder, layer_shapes
 from skdim.images import ImageShape, check_image_shape
+from skdim.notices import warn
 from skdim.tensorfile import (
     InvalidFileError,
     check_names,
@@ -306,11 +306,9 @@ def _params_to_json(estimator_class: type[BaseEstimator], params: dict[str, Any]
             if name != "encoder" and value is not defaults[name]:
                 left_out.append(name)
     if left_out:
-        warnings.warn(
+        warn(
             f"The file does not hold the parameters {', '.join(left_out)}: {estimator_class.__name__}.load gives them "
-            "their defaults.",
-            UserWarning,
-            stacklevel=4,
+            "their defaults."
         )
     return stored
 

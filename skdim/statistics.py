@@ -1,6 +1,5 @@
 """Mean and standard deviation of the channels, by which images are standardised."""
 
-import warnings
 from functools import reduce
 from math import prod
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from skdim.distributed import ALONE, Group
 from skdim.images import CHUNK_BYTES, Images
 from skdim.loaders import LoadedImages
+from skdim.notices import warn
 
 __all__ = ["SMALLEST_SPREAD", "channel_statistics"]
 
@@ -68,7 +68,7 @@ def channel_statistics(
     # Far below the resolution of float32 a spread is rounding, not signal.
     constant = std <= np.maximum(1e-7 * np.abs(mean), SMALLEST_SPREAD)
     if constant.all():
-        warnings.warn("All images are constant: there is nothing to learn from X.", UserWarning, stacklevel=6)
+        warn("All images are constant: there is nothing to learn from X.")
     std[constant] = 1.0
     scale = 255.0 if images.dtype == np.uint8 else 1.0
     return (mean / scale).astype(np.float32), np.where(constant, 1.0, std / scale).astype(np.float32)

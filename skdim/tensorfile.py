@@ -66,7 +66,7 @@ def write_tensor_file(path: str | os.PathLike[str], content: dict[str, Any], ten
             "History, column names and the rest of what is to be saved beside the weights are too long: they take more "
             f"than {MAX_HEADER_BYTES} bytes."
         )
-    write_atomically(Path(path).absolute(), data)
+    write_atomically(Path(path), data)
 
 
 def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Any], str]:

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from math import prod
@@ -43,6 +42,7 @@ from skdim.loaders import LoadedImages, check_loader, check_order
 from skdim.model import NEGATIVES, build_model
 from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
 from skdim.net import DIMNet, private_rng
+from skdim.notices import warn
 from skdim.objectives import OBJECTIVES
 from skdim.parameters import check_negatives, check_units, check_weights
 from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
@@ -536,7 +536,7 @@ class DIMTransformer(
             )
         if out is not None:
             self._check_out(out, images)
-        self._warn_of_other_scale(images, stacklevel=4)
+        self._warn_of_other_scale(images)
         standardize = Standardizer(self.mean_, self.std_, self.device_)
         # Every loader draws a seed from torch's global generator.
         is_loaded = isinstance(images, LoadedImages)
@@ -751,9 +751,7 @@ class DIMTransformer(
         if model.feature_names is not None:
             dim.feature_names_in_ = np.array(model.feature_names, dtype=object)
         dim.mean_, dim.std_ = model.mean, model.std
-        dim.history_ = model.history
-        dim.n_iter_ = len(dim.history_)
-        dim.loss_curve_ = [epoch["loss"] for epoch in dim.history_]
+        dim.__dict__.update(training_attributes(model.history))
         dim._layer_shapes = model.layer_shapes
         dim._encoder_spec = model.encoder_spec
         dim._encoder_options = model.encoder_options
@@ -793,7 +791,7 @@ class DIMTransformer(
                         "its own: pass its dataset."
                     )
                 if go_on:
-                    self._warn_of_other_scale(images, stacklevel=5)
+                    self._warn_of_other_scale(images)
                 common = self._describe_for_others(images, device, group, go_on=go_on) if self.distributed else {}
             group.check_same(common)
             entropy = group.broadcast(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
@@ -981,11 +979,9 @@ class DIMTransformer(
         if keep and hasattr(self, "net_") and built_for == self._built_for and device == self.device_:
             return
         if keep:
-            warnings.warn(
+            warn(
                 "Training goes on from the encoder's weights, but with new discriminators and a new optimizer, because "
-                "this estimator was loaded, copied or moved, or its parameters were changed, since it was trained.",
-                UserWarning,
-                stacklevel=5,
+                "this estimator was loaded, copied or moved, or its parameters were changed, since it was trained."
             )
         occlusion = None
         with private_rng(seed, torch.device("cpu")):
@@ -1072,7 +1068,7 @@ class DIMTransformer(
                 f"which has {sorted(set(self._layer_shapes) - {'local'})}."
             )
 
-    def _warn_of_other_scale(self, images: Images | LoadedImages, stacklevel: int) -> None:
+    def _warn_of_other_scale(self, images: Images | LoadedImages) -> None:
         """Catch images in another unit than those of `fit`, as 0 to 255 where they were 0 to 1."""
         if images.dtype == np.uint8 and self._trained_on_uint8:
             return
@@ -1084,11 +1080,9 @@ class DIMTransformer(
         ratios = spread[~is_blank] / self.std_[~is_blank]
         if ratios.size and (ratios.min() > OTHER_SCALE or ratios.max() < 1 / OTHER_SCALE):
             than = f"{ratios.min():.3g} times more" if ratios.min() > 1 else f"{1 / ratios.max():.3g} times less"
-            warnings.warn(
+            warn(
                 f"The values of X spread {than} than those of the images that {type(self).__name__} was fitted on, as "
-                "if they were of another range. uint8 images are scaled by 1/255, all others are taken as they are.",
-                UserWarning,
-                stacklevel=stacklevel,
+                "if they were of another range. uint8 images are scaled by 1/255, all others are taken as they are."
             )
 
     @contextmanager

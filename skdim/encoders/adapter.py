@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skdim.encoders.blocks import mean_over_map
+from skdim.encoders.blocks import evaluating, mean_over_map
 from skdim.encoders.reading import InvalidEncoderError
 from skdim.images import ImageShape
 
@@ -91,18 +91,13 @@ class LayerEncoder(nn.Module):
         """Check what network and layer return for two blank images; return the network's output."""
         images = torch.zeros(2, *image_shape)
         name = type(self.network).__name__
-        modes = {module: module.training for module in self.network.modules()}
-        self.network.eval()
         try:
-            with torch.no_grad():
+            with evaluating(self.network):
                 output, features = self._run(images)
         except InvalidEncoderError:
             raise
         except Exception as error:
             raise InvalidEncoderError(f"network {name} cannot take images of shape {image_shape}: {error}") from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         where = f"for images of shape {tuple(images.shape)}"
         if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != 2:
             raise InvalidEncoderError(

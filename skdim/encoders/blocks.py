@@ -1,13 +1,15 @@
 """Layers that encoders and critics are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import floor, log2
 
+import torch
 from torch import Tensor, nn
 
 from skdim.images import ImageShape
 
-__all__ = ["FlattenMap", "conv_norm_relu", "halving_stack", "mean_over_map", "n_halvings", "padded_conv"]
+__all__ = ["FlattenMap", "conv_norm_relu", "evaluating", "halving_stack", "mean_over_map", "n_halvings", "padded_conv"]
 
 Pair = tuple[int, int]
 
@@ -20,6 +22,19 @@ class FlattenMap(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.permute(0, 2, 3, 1).flatten(1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for a block, without gradients; each part gets its own mode back."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def mean_over_map(values: Tensor) -> Tensor:

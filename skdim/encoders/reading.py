@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from skdim.encoders.blocks import mean_over_map
+from skdim.encoders.blocks import evaluating, mean_over_map
 from skdim.encoders.convolutional import ConvolutionalEncoder
 from skdim.encoders.standardized import StandardizedEncoder
 from skdim.images import ImageShape
@@ -96,10 +96,8 @@ def layer_shapes(encoder: nn.Module, image_shape: ImageShape) -> dict[str, tuple
         (N, K, h, w).
     """
     name = type(encoder).__name__
-    was_training = encoder.training
-    encoder.eval()
     try:
-        with torch.no_grad():
+        with evaluating(encoder):
             output = encoder(torch.zeros(2, *image_shape))
             if not (isinstance(output, tuple) and len(output) == 2 and all(isinstance(o, Tensor) for o in output)):
                 raise InvalidEncoderError(
@@ -117,8 +115,6 @@ def layer_shapes(encoder: nn.Module, image_shape: ImageShape) -> dict[str, tuple
         raise
     except Exception as error:
         raise InvalidEncoderError(f"encoder {name} cannot take images of shape {image_shape}: {error}") from error
-    finally:
-        encoder.train(was_training)
     return {"local": tuple(features.shape[1:])} | {key: tuple(value.shape[1:]) for key, value in layers.items()}
 
 
@@ -142,13 +138,8 @@ def receptive_fields(encoder: nn.Module, image_shape: ImageShape) -> tuple[NDArr
     columns : ndarray of shape (w, 2), int64
         Likewise for columns.
     """
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            return _fields(encoder, image_shape, axis=2), _fields(encoder, image_shape, axis=3)
-    finally:
-        encoder.train(was_training)
+    with evaluating(encoder):
+        return _fields(encoder, image_shape, axis=2), _fields(encoder, image_shape, axis=3)
 
 
 def _fields(encoder: nn.Module, image_shape: ImageShape, axis: int) -> NDArray[np.int64]:

@@ -166,7 +166,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         transformer = self._copy_of_transformer(X)
         transformer._check_output_layer()
         images = images_of(transformer, X)
-        transformer._warn_of_other_scale(images, stacklevel=4)
+        transformer._warn_of_other_scale(images)
         check_consistent_length(images.array, labels)
         if len(images) < 3:
             raise ValueError(f"Found array with {len(images)} sample(s), while a minimum of 3 is required.")
