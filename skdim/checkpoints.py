@@ -216,7 +216,7 @@ def describe(value: Any) -> Any:
     -------
     object
         What JSON can hold. Arrays and modules are told by digests, classes by their names, functions also by their code
-        and what they hold, other objects by their attributes.
+        and what they hold, other objects by their attributes. What a function reads of its module is not told.
     """
     return _describe(value, ())
 

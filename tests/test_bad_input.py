@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import Callback
 from torch import nn
 
@@ -212,6 +214,17 @@ def test_rows_that_look_like_colour_images_are_warned_about():
         dim.fit(RNG.random((4, 192)))
     assert caught[0].filename == __file__
     assert dim.image_shape_ == (1, 1, 192)
+
+
+def test_warnings_name_the_users_line_whatever_lies_between():
+    def dim():
+        return DIMTransformer(n_components=2, max_epochs=0)
+
+    pipeline = make_pipeline(dim(), StandardScaler())
+    for train in (dim().fit, dim().fit_transform, dim().partial_fit, pipeline.fit, pipeline.fit_transform):
+        with pytest.warns(UserWarning, match="looks like colour images") as caught:
+            train(RNG.random((4, 192)))
+        assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize(("height", "n_channels"), [(8, 1), (8, 3), (8, 4), (8, 5), (9, 5), (6, 3)])

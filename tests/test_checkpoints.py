@@ -405,6 +405,8 @@ class Endless:
         (Blur(0.5), Blur(0.9)),
         (Blur(0.5).softer, Blur(0.9).softer),
         (scaled_by(0.5), scaled_by(0.9)),
+        (lambda images, generator: 0.5 * images, lambda images, generator: 0.9 * images),
+        (lambda images, generator: images.sin(), lambda images, generator: images.cos()),
         (Endless(), Blur(0.5)),
     ],
 )
@@ -536,6 +538,8 @@ def test_equal_parameters_have_equal_descriptions_and_others_others():
         layer = nn.Linear(2, 2).bfloat16()
         return [
             *(None, "a", 2, np.float32(0.5), (1, 2), {"size": 2}, {"size": 3}, Crop, Crop(2), Crop(3), len),
+            *({2, 3, 5}, frozenset({2, 3}), b"a", range(3), range(4), torch.float32, torch.bfloat16),
+            *(lambda x: x + 1, lambda x: x + 2, lambda x: (lambda: x + 3), lambda x: (lambda: x + 4)),
             *(layer, Crop(2, layer), Dropping((1, 8, 8), 8, 0.2), Dropping((1, 8, 8), 8, 0.3)),
         ]
 

@@ -387,6 +387,16 @@ def test_receptive_fields_of_the_folded_encoder_are_its_crops():
     assert encoder.training
 
 
+def test_reading_an_encoder_leaves_each_part_in_its_mode():
+    encoder = ENCODERS["dcgan"]((1, 16, 16), 4)
+    frozen = next(part for part in encoder.modules() if isinstance(part, nn.BatchNorm2d))
+    frozen.eval()
+    for read in (layer_shapes, receptive_fields):
+        read(encoder, (1, 16, 16))
+        assert encoder.training
+        assert not frozen.training
+
+
 def test_receptive_fields_of_other_encoders():
     class WithMeanOfColumns(MapOfEmbeddings):
         def forward(self, images):

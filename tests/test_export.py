@@ -135,6 +135,9 @@ def test_other_errors(tmp_path, monkeypatch):
     dim = fitted(max_epochs=0)
     with pytest.raises(FileNotFoundError):
         dim.to_onnx(tmp_path / "missing" / "dim.onnx")
+    for folder in ("", "."):
+        with pytest.raises(IsADirectoryError):
+            dim.to_onnx(folder)
     monkeypatch.setattr("skdim.export.MAX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"DCGANEncoder has \d+ bytes of weights, but an ONNX file holds 1000"):
         dim.to_onnx(path)
