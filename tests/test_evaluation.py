@@ -574,7 +574,7 @@ def test_what_fine_tuning_refuses(digits, trained):
     other = pickle.loads(pickle.dumps(trained)).set_params(output_layer="conv")
     with pytest.raises(ValueError, match="output_layer='conv' is not a layer of the encoder"):
         FineTunedClassifier(other).fit(X, y)
-    with pytest.raises(ValueError, match="two samples at least, got 1 beside the 2"):
+    with pytest.raises(ValueError, match=r"validation_fraction=0\.5 leaves 1 of 3 samples to train on, but 2 are needed"):
         MLPProbe(validation_fraction=0.5).fit(X[:3], y[:3])
     with pytest.warns(UserWarning, match="of another range"):
         FineTunedClassifier(trained, max_epochs=1).fit(255 * X, y)
@@ -584,3 +584,34 @@ def test_what_fine_tuning_refuses(digits, trained):
         FineTunedClassifier(trained).fit(X, y[:10])
     with pytest.raises(ValueError, match="at least 2 classes"):
         FineTunedClassifier(trained).fit(X, np.zeros(len(X)))
+
+
+class Untrainable(DIMTransformer):
+    """Whoever trains it has come too far."""
+
+    def fit(self, X, y=None):
+        raise AssertionError("trained")
+
+
+@pytest.mark.parametrize(
+    ("params", "n_images", "n_labels", "message"),
+    [
+        ({}, 20, 10, r"inconsistent numbers of samples: \[20, 10\]"),
+        ({"hidden_layer_sizes": [0]}, 20, 20, r"hidden_layer_sizes must be positive integers, got \[0\]"),
+        ({"validation_fraction": 0.999}, 20, 20, "validation_fraction=0.999 leaves 0 of 20 samples to train on"),
+        ({"validation_fraction": 0.5}, 3, 3, "validation_fraction=0.5 leaves 1 of 3 samples to train on"),
+        ({}, 2, 2, r"Found array with 2 sample\(s\) while a minimum of 3 is required by FineTunedClassifier"),
+    ],
+)
+def test_fine_tuning_checks_its_own_input_before_it_trains_a_transformer(digits, params, n_images, n_labels, message):
+    X, y = digits
+    with pytest.raises(ValueError, match=message):
+        FineTunedClassifier(Untrainable(), **params).fit(X[:n_images], y[:n_labels])
+
+
+def test_fine_tuning_refuses_a_loader_before_it_trains_a_transformer(digits, trained):
+    X, y = digits
+    loader = torch.utils.data.DataLoader(torch.from_numpy(X), batch_size=100)
+    for dim in (Untrainable(), trained):
+        with pytest.raises(TypeError, match=r"X is a DataLoader, .* pass its dataset"):
+            FineTunedClassifier(dim).fit(loader, y)

@@ -15,13 +15,14 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from skdim.base import EstimatorMixin
 from skdim.batches import Standardizer
 from skdim.devices import usual_torch
 from skdim.encoders import read_layers
-from skdim.evaluation.inputs import encode_labels, validation_split
-from skdim.evaluation.networks import MLP, Samples, predict_proba, train
+from skdim.evaluation.inputs import check_labels_given, encode_labels, validation_split
+from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
 from skdim.net import private_rng
 from skdim.subjects import embed, images_of, unfrozen
 from skdim.transformer import DIMTransformer
@@ -158,25 +159,29 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         ValueError
             If a parameter, the images or the labels are unfit.
         TypeError
-            If what is frozen is no `DIMTransformer`.
+            If what is frozen is no `DIMTransformer`, or `X` is a DataLoader.
         """
-        if y is None:
-            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        classes, labels = encode_labels(column_or_1d(y, warn=True), type(self).__name__)
+        name = type(self).__name__
+        hidden_layer_sizes = check_hidden_layer_sizes(self.hidden_layer_sizes)
+        if isinstance(X, DataLoader):
+            raise TypeError(f"X is a DataLoader, but {name} reads images in any order and again: pass its dataset.")
+        check_labels_given(y, name)
+        classes, labels = encode_labels(column_or_1d(y, warn=True), name)
+        check_consistent_length(X, labels)
+        if len(labels) < 3:
+            raise ValueError(f"Found array with {len(labels)} sample(s) while a minimum of 3 is required by {name}.")
+        rng = check_random_state(self.random_state)
+        fitted_on, held_out = validation_split(labels, self.validation_fraction, rng)
+        # All that can be refused without a fitted transformer is refused above, as fitting one may take hours.
         transformer = self._copy_of_transformer(X)
         transformer._check_output_layer()
         images = images_of(transformer, X)
         transformer._warn_of_other_scale(images)
-        check_consistent_length(images.array, labels)
-        if len(images) < 3:
-            raise ValueError(f"Found array with {len(images)} sample(s), while a minimum of 3 is required.")
         device = transformer.device_
-        rng = check_random_state(self.random_state)
-        fitted_on, held_out = validation_split(labels, self.validation_fraction, rng)
         with usual_torch(device):
             targets = torch.from_numpy(labels).to(device)
             with private_rng(rng.randint(np.iinfo(np.int32).max), device):
-                mlp = MLP(transformer._n_features_out, self.hidden_layer_sizes, len(classes), self.dropout, False)
+                mlp = MLP(transformer._n_features_out, hidden_layer_sizes, len(classes), self.dropout, False)
                 standardize = Standardizer(transformer.mean_, transformer.std_, device)
                 self.history_ = train(
                     NeuralNetClassifier,

@@ -1,5 +1,6 @@
 """Features, labels and validation splits of probes."""
 
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-__all__ = ["as_numpy", "encode_labels", "validated", "validation_split"]
+__all__ = ["as_numpy", "check_labels_given", "encode_labels", "validated", "validation_split"]
 
 
 def as_numpy(values: Any) -> Any:
@@ -41,6 +42,25 @@ def validated(estimator: BaseEstimator, X: Any, *y: Any, **options: Any) -> Any:
     """
     with config_context(array_api_dispatch=False):
         return validate_data(estimator, as_numpy(X), *map(as_numpy, y), dtype=np.float32, **options)
+
+
+def check_labels_given(y: Any, name: str) -> None:
+    """Refuse missing labels.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,) or None
+        Labels.
+    name : str
+        Of what needs them, for the message.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if y is None:
+        raise ValueError(f"{name} requires y to be passed, but the target y is None.")
 
 
 def encode_labels(y: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -77,7 +97,11 @@ def encode_labels(y: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 
 def validation_split(
-    labels: NDArray[np.int64], fraction: float, random_state: np.random.RandomState
+    labels: NDArray[np.int64],
+    validation_fraction: float,
+    random_state: np.random.RandomState,
+    *,
+    min_training: int = 2,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split the rows, stratified where each class has samples enough for it.
 
@@ -85,23 +109,36 @@ def validation_split(
     ----------
     labels : ndarray of shape (n,)
         Labels from 0.
-    fraction : float
+    validation_fraction : float
         Share of the second part.
     random_state : RandomState
         Draws the split.
+    min_training : int, default=2
+        The least number of rows in the first part; batch norm needs two.
 
     Returns
     -------
-    first, second : ndarray
+    training, validation : ndarray
         Indices of the rows of each part.
+
+    Raises
+    ------
+    ValueError
+        If too few rows are left for the first part.
     """
     counts = np.bincount(labels)
-    n_second = np.ceil(fraction * len(labels))
-    can_stratify = counts.min() >= 2 and len(counts) <= min(n_second, len(labels) - n_second)
-    first, second = train_test_split(
+    n_validation = ceil(validation_fraction * len(labels))
+    n_training = len(labels) - n_validation
+    if n_training < min_training:
+        raise ValueError(
+            f"validation_fraction={validation_fraction} leaves {n_training} of {len(labels)} samples to train on, but "
+            f"{min_training} are needed."
+        )
+    can_stratify = counts.min() >= 2 and len(counts) <= min(n_validation, n_training)
+    training, validation = train_test_split(
         np.arange(len(labels)),
-        test_size=fraction,
+        test_size=validation_fraction,
         stratify=labels if can_stratify else None,
         random_state=random_state,
     )
-    return first, second
+    return training, validation

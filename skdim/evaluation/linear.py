@@ -141,7 +141,8 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         device = resolve_device(self.device)
         X, y = validated(self, X, y, ensure_min_samples=2)
         self.classes_, labels = encode_labels(y, type(self).__name__)
-        fitted_on, held_out = validation_split(labels, self.validation_fraction, check_random_state(self.random_state))
+        rng = check_random_state(self.random_state)
+        fitted_on, held_out = validation_split(labels, self.validation_fraction, rng, min_training=1)
         # Rows in the order of the split: both parts are then views, and a wide matrix is copied once.
         order = np.concatenate([fitted_on, held_out])
         with usual_torch(device):

@@ -1,9 +1,8 @@
 """Small networks on top of features, and their training by skorch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,31 @@ from skdim.devices import usual_torch
 from skdim.monitoring import StopTraining
 from skdim.persistence import to_arrays, with_arrays
 
-__all__ = ["MLP", "Samples", "predict_proba", "train"]
+__all__ = ["MLP", "Samples", "check_hidden_layer_sizes", "predict_proba", "train"]
+
+
+def check_hidden_layer_sizes(hidden_layer_sizes: Any) -> tuple[int, ...]:
+    """Check the parameter `hidden_layer_sizes`: positive integers, none of them for a linear model.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : array-like
+        Units of each hidden layer.
+
+    Returns
+    -------
+    tuple of int
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If there is anything else.
+    """
+    sizes = tuple(hidden_layer_sizes)
+    if not all(isinstance(size, int | np.integer) and size > 0 for size in sizes):
+        raise ValueError(f"hidden_layer_sizes must be positive integers, got {hidden_layer_sizes!r}.")
+    return sizes
 
 
 class MLP(nn.Sequential):
@@ -28,7 +51,7 @@ class MLP(nn.Sequential):
     ----------
     n_features : int
         Width of the input.
-    hidden_layer_sizes : sequence of int
+    hidden_layer_sizes : tuple of int
         Units of each hidden layer.
     n_classes : int
         Width of the output, which are logits.
@@ -41,15 +64,12 @@ class MLP(nn.Sequential):
     def __init__(
         self,
         n_features: int,
-        hidden_layer_sizes: Sequence[int],
+        hidden_layer_sizes: tuple[int, ...],
         n_classes: int,
         dropout: float,
         batch_norm_logits: bool,
     ) -> None:
-        sizes = list(hidden_layer_sizes)
-        if not all(isinstance(size, Integral) and size > 0 for size in sizes):
-            raise ValueError(f"hidden_layer_sizes must be positive integers, got {hidden_layer_sizes!r}.")
-        self._arguments = (n_features, tuple(hidden_layer_sizes), n_classes, dropout, batch_norm_logits)
+        self._arguments = (n_features, hidden_layer_sizes, n_classes, dropout, batch_norm_logits)
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise([n_features, *hidden_layer_sizes]):
             layers += [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.ReLU(), nn.Dropout(dropout)]
@@ -170,11 +190,6 @@ def train(
     list of dict
         skorch's record of each epoch.
     """
-    if len(training) < 2:
-        raise ValueError(
-            f"Training needs two samples at least, got {len(training)} beside the {len(validation)} that "
-            "validation_fraction sets apart."
-        )
     net = net_class(
         module.to(device),
         optimizer=torch.optim.Adam,

@@ -21,7 +21,7 @@ from skdim.base import EstimatorMixin
 from skdim.devices import resolve_device, usual_torch
 from skdim.evaluation.inputs import encode_labels, validated, validation_split
 from skdim.evaluation.linear import LinearProbe
-from skdim.evaluation.networks import MLP, Samples, predict_proba, train
+from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
 from skdim.net import private_rng
 
 __all__ = ["N_NEIGHBORS", "PROBES", "MLPProbe", "knn_probe"]
@@ -154,6 +154,7 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         ValueError
             If a parameter, the features or the labels are unfit.
         """
+        hidden_layer_sizes = check_hidden_layer_sizes(self.hidden_layer_sizes)
         device = resolve_device(self.device)
         X, y = validated(self, X, y, ensure_min_samples=3)
         self.classes_, labels = encode_labels(y, type(self).__name__)
@@ -165,7 +166,7 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
             samples, targets = torch.from_numpy(self._standardize(X)).to(device), torch.from_numpy(labels).to(device)
             with private_rng(rng.randint(np.iinfo(np.int32).max), device):
                 mlp = MLP(
-                    X.shape[1], self.hidden_layer_sizes, len(self.classes_), self.dropout, bool(self.batch_norm_logits)
+                    X.shape[1], hidden_layer_sizes, len(self.classes_), self.dropout, bool(self.batch_norm_logits)
                 )
                 self.history_ = train(
                     NeuralNetClassifier,
