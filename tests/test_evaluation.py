@@ -574,7 +574,7 @@ def test_what_fine_tuning_refuses(digits, trained):
     other = pickle.loads(pickle.dumps(trained)).set_params(output_layer="conv")
     with pytest.raises(ValueError, match="output_layer='conv' is not a layer of the encoder"):
         FineTunedClassifier(other).fit(X, y)
-    with pytest.raises(ValueError, match=r"validation_fraction=0\.5 leaves 1 of 3 samples to train on, but 2 are needed"):
+    with pytest.raises(ValueError, match=r"validation_fraction=0\.5 leaves 1 of 3 samples to train on"):
         MLPProbe(validation_fraction=0.5).fit(X[:3], y[:3])
     with pytest.warns(UserWarning, match="of another range"):
         FineTunedClassifier(trained, max_epochs=1).fit(255 * X, y)
@@ -615,3 +615,17 @@ def test_fine_tuning_refuses_a_loader_before_it_trains_a_transformer(digits, tra
     for dim in (Untrainable(), trained):
         with pytest.raises(TypeError, match=r"X is a DataLoader, .* pass its dataset"):
             FineTunedClassifier(dim).fit(loader, y)
+
+
+def test_fine_tuning_seeds_a_transformer_that_has_no_seed_of_its_own(digits):
+    X, y = digits[0][:40], digits[1][:40]
+
+    def weight(seed, own_seed=None):
+        dim = DIMTransformer(4, max_epochs=0, random_state=own_seed)
+        # At next to no learning rate the encoder stays where its own fit has left it.
+        tuned = FineTunedClassifier(dim, max_epochs=1, encoder_lr=1e-9, random_state=seed).fit(X, y)
+        return tuned.transformer_.encoder_.embedding.weight
+
+    assert torch.equal(weight(0), weight(0))
+    assert not torch.allclose(weight(0), weight(1), atol=1e-5)
+    assert torch.allclose(weight(0, own_seed=5), weight(1, own_seed=5), atol=1e-5)
