@@ -141,6 +141,38 @@ def test_the_users_interrupt_of_a_probe_is_not_swallowed(digits, monkeypatch):
         MLPProbe().fit(*digits)
 
 
+@pytest.mark.parametrize(
+    ("probe", "within"),
+    [
+        (LinearProbe(device="cpu", random_state=0), "skdim.evaluation.linear.minimize"),
+        (MLPProbe(device="cpu", max_epochs=1, random_state=0), "skdim.evaluation.networks._Batches.__iter__"),
+    ],
+)
+def test_a_fit_that_is_interrupted_leaves_a_probe_as_it_was(digits, monkeypatch, probe, within):
+    X, y = digits
+    probe, names = clone(probe), y.astype(str)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    def interrupted_fit(X, y):
+        with monkeypatch.context() as patch:
+            patch.setattr(within, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                probe.fit(X, y)
+
+    interrupted_fit(X, y)
+    with pytest.raises(NotFittedError):
+        probe.predict(X)
+    predicted = probe.fit(X, y).predict(X)
+    interrupted_fit(2 * X[:, :10] + 1, names)
+    assert probe.n_features_in_ == X.shape[1]
+    assert np.array_equal(probe.predict(X), predicted)
+    with pytest.raises(ValueError, match="contains NaN"):
+        probe.fit(np.full((9, 3), np.nan), y[:9])
+    assert np.array_equal(probe.predict(X), predicted)
+
+
 @pytest.mark.parametrize("probe", [LinearProbe(random_state=3), MLPProbe(max_epochs=3, random_state=3)])
 def test_probes_repeat_themselves_and_leave_global_generators_alone(digits, probe):
     X, y = digits

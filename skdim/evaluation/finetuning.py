@@ -184,7 +184,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
             with private_rng(rng.randint(np.iinfo(np.int32).max), device):
                 mlp = MLP(transformer._n_features_out, hidden_layer_sizes, len(classes), self.dropout, False)
                 standardize = Standardizer(transformer.mean_, transformer.std_, device)
-                self.history_ = train(
+                history = train(
                     NeuralNetClassifier,
                     _EncoderAndMLP(transformer.encoder_, transformer.output_layer, standardize, mlp),
                     Samples(images.take, fitted_on, targets),
@@ -200,7 +200,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
                     random_state=rng,
                 )
         self.classes_, self.transformer_, self.mlp_ = classes, transformer, mlp.double()
-        self.n_iter_ = len(self.history_)
+        self.history_, self.n_iter_ = history, len(history)
         self.n_features_in_ = transformer.n_features_in_
         if hasattr(transformer, "feature_names_in_"):
             self.feature_names_in_ = transformer.feature_names_in_

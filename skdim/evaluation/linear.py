@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skdim.base import EstimatorMixin
 from skdim.devices import resolve_device, usual_torch
-from skdim.evaluation.inputs import encode_labels, validated, validation_split
+from skdim.evaluation.inputs import encode_labels, unchanged_on_error, validated, validation_split
 
 __all__ = ["LinearProbe"]
 
@@ -139,13 +139,13 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         if not Cs or not all(0 < C < np.inf for C in Cs):
             raise ValueError(f"Cs must be positive, finite numbers, at least one, got {self.Cs!r}.")
         device = resolve_device(self.device)
-        X, y = validated(self, X, y, ensure_min_samples=2)
-        self.classes_, labels = encode_labels(y, type(self).__name__)
-        rng = check_random_state(self.random_state)
-        fitted_on, held_out = validation_split(labels, self.validation_fraction, rng, min_training=1)
-        # Rows in the order of the split: both parts are then views, and a wide matrix is copied once.
-        order = np.concatenate([fitted_on, held_out])
-        with usual_torch(device):
+        with unchanged_on_error(self), usual_torch(device):
+            X, y = validated(self, X, y, ensure_min_samples=2)
+            self.classes_, labels = encode_labels(y, type(self).__name__)
+            rng = check_random_state(self.random_state)
+            fitted_on, held_out = validation_split(labels, self.validation_fraction, rng, min_training=1)
+            # Rows in the order of the split: both parts are then views, and a wide matrix is copied once.
+            order = np.concatenate([fitted_on, held_out])
             samples, targets = torch.from_numpy(X[order]).to(device), torch.from_numpy(labels[order]).to(device)
             variance, mean = torch.var_mean(samples, dim=0, correction=0)
             scale = torch.where(variance > 0, variance.sqrt(), 1.0)

@@ -19,7 +19,7 @@ from torch import nn
 
 from skdim.base import EstimatorMixin
 from skdim.devices import resolve_device, usual_torch
-from skdim.evaluation.inputs import encode_labels, validated, validation_split
+from skdim.evaluation.inputs import encode_labels, unchanged_on_error, validated, validation_split
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
 from skdim.net import private_rng
@@ -156,13 +156,14 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         """
         hidden_layer_sizes = check_hidden_layer_sizes(self.hidden_layer_sizes)
         device = resolve_device(self.device)
-        X, y = validated(self, X, y, ensure_min_samples=3)
-        self.classes_, labels = encode_labels(y, type(self).__name__)
-        rng = check_random_state(self.random_state)
-        fitted_on, held_out = validation_split(labels, self.validation_fraction, rng)
-        self.mean_, self.scale_ = X.mean(axis=0, dtype=np.float64).astype(np.float32), X.std(axis=0, dtype=np.float64)
-        self.scale_ = np.where(self.scale_ > 0, self.scale_, 1.0).astype(np.float32)
-        with usual_torch(device):
+        with unchanged_on_error(self), usual_torch(device):
+            X, y = validated(self, X, y, ensure_min_samples=3)
+            self.classes_, labels = encode_labels(y, type(self).__name__)
+            rng = check_random_state(self.random_state)
+            fitted_on, held_out = validation_split(labels, self.validation_fraction, rng)
+            std = X.std(axis=0, dtype=np.float64)
+            self.mean_ = X.mean(axis=0, dtype=np.float64).astype(np.float32)
+            self.scale_ = np.where(std > 0, std, 1.0).astype(np.float32)
             samples, targets = torch.from_numpy(self._standardize(X)).to(device), torch.from_numpy(labels).to(device)
             with private_rng(rng.randint(np.iinfo(np.int32).max), device):
                 mlp = MLP(
@@ -182,8 +183,8 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
                     device=device,
                     random_state=rng,
                 )
-        self.mlp_ = mlp.double()
-        self.n_iter_ = len(self.history_)
+            self.mlp_ = mlp.double()
+            self.n_iter_ = len(self.history_)
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
