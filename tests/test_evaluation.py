@@ -661,3 +661,12 @@ def test_fine_tuning_seeds_a_transformer_that_has_no_seed_of_its_own(digits):
     assert torch.equal(weight(0), weight(0))
     assert not torch.allclose(weight(0), weight(1), atol=1e-5)
     assert torch.allclose(weight(0, own_seed=5), weight(1, own_seed=5), atol=1e-5)
+
+
+def test_a_classifier_that_is_fitted_again_forgets_the_names_of_columns(digits):
+    pandas = pytest.importorskip("pandas")
+    X, y = digits[0][:40], digits[1][:40]
+    classifier = FineTunedClassifier(DIMTransformer(4, max_epochs=0), max_epochs=1)
+    frame = pandas.DataFrame(X, columns=[f"pixel {i}" for i in range(64)])
+    assert classifier.fit(frame, y).feature_names_in_[0] == "pixel 0"
+    assert not hasattr(classifier.fit(X, y), "feature_names_in_")
