@@ -106,6 +106,25 @@ def test_the_linear_probe_chooses_C_on_training_samples_only():
     assert probe.score(X[400:], y[400:]) > weak.score(X[400:], y[400:]) + 0.02
 
 
+@pytest.mark.parametrize("n_classes", [2, 10])
+def test_the_linear_probe_tells_probabilities(digits, n_classes):
+    X, y = digits[0][digits[1] < n_classes], digits[1][digits[1] < n_classes]
+    probe = LinearProbe(random_state=0).fit(X, y)
+    probabilities, scores = probe.predict_proba(X), probe.decision_function(X).astype(np.float64)
+    assert probabilities.shape == (len(X), n_classes)
+    assert probabilities.dtype == np.float64
+    expected = np.stack([1 / (1 + np.exp(scores)), 1 / (1 + np.exp(-scores))], axis=1)
+    if n_classes > 2:
+        expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
+    losses = cross_val_score(LinearProbe(Cs=[0.1]), X, y, scoring="neg_log_loss", cv=2, error_score="raise")
+    assert (losses > -0.5).all()
+
+
+def test_a_support_vector_machine_tells_no_probabilities(digits):
+    assert not hasattr(LinearProbe("squared_hinge").fit(*digits), "predict_proba")
+
+
 def test_probes_do_not_care_for_the_scale_of_features(all_digits):
     X, y = all_digits
     scaled = (X * 1e-4 * np.arange(1, 65)) + 3

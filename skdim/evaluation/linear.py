@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -41,7 +43,7 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     ----------
     loss : {"log_loss", "squared_hinge"}, default="log_loss"
         "log_loss" is multinomial logistic regression, "squared_hinge" a linear support vector machine, one class
-        against the rest.
+        against the rest, which has no `predict_proba`.
 
     Cs : sequence of float, default=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
         Candidates for the inverse strength of regularisation. With a single one there is nothing to choose and no
@@ -170,10 +172,25 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         ndarray of shape (n, n_classes), or (n,) for two classes, float32
             The higher, the likelier; of two classes, the second's score less the first's.
         """
-        check_is_fitted(self)
-        X = validated(self, X, reset=False)
-        scores = (X - self.mean_) / self.scale_ @ self.coef_.T + self.intercept_
+        scores = self._scores(X)
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    @available_if(lambda probe: probe.loss == "log_loss")
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Compute the probabilities of the classes; only with ``loss="log_loss"``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+            Features.
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes), float64
+            Probabilities, in the order of `classes_`.
+        """
+        probabilities: NDArray[np.float64] = softmax(self._scores(X).astype(np.float64), axis=1)
+        return probabilities
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict labels.
@@ -190,6 +207,11 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         """
         scores = self.decision_function(X)
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
+
+    def _scores(self, X: Any) -> NDArray[np.float32]:
+        check_is_fitted(self)
+        X = validated(self, X, reset=False)
+        return (X - self.mean_) / self.scale_ @ self.coef_.T + self.intercept_
 
     def _choose(
         self, samples: Tensor, targets: Tensor, n_fitted_on: int, Cs: list[float], start: NDArray[np.float64]
