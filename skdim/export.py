@@ -116,7 +116,9 @@ def _random_images(
     shape = (n_images, *image_shape)
     if is_uint8:
         return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
-    images = mean[:, None, None] + std[:, None, None] * rng.standard_normal(shape)
+    # A channel that was constant, with an infinite std, is left out whatever it is.
+    spread = np.where(np.isinf(std), 1.0, std)
+    images = mean[:, None, None] + spread[:, None, None] * rng.standard_normal(shape)
     return torch.from_numpy(images.astype(np.float32))
 
 

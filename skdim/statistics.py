@@ -50,12 +50,13 @@ def channel_statistics(
     Returns
     -------
     mean, std : ndarray of shape (C,), float32
-        A constant channel has a standard deviation of 1, so that it becomes 0 when it is standardised.
+        A constant channel, of which nothing can be learned, has an infinite standard deviation, so that it becomes 0
+        when it is standardised, whatever its values are later.
 
     Warns
     -----
     UserWarning
-        If all channels are constant.
+        If channels are constant.
     """
     per_chunk = max(1, CHUNK_BYTES // (torch.float64.itemsize * prod(images.shape)))
     moments = _Moments(0, np.zeros(images.shape[0]), np.zeros(images.shape[0]))
@@ -69,9 +70,17 @@ def channel_statistics(
     constant = std <= np.maximum(1e-7 * np.abs(mean), SMALLEST_SPREAD)
     if constant.all():
         warn("All images are constant: there is nothing to learn from X.")
-    std[constant] = 1.0
+    elif constant.any():
+        warn(
+            f"X has the same value everywhere in {_listed(np.flatnonzero(constant))}, of which nothing can be learned: "
+            "transform leaves out what is there."
+        )
     scale = 255.0 if images.dtype == np.uint8 else 1.0
-    return (mean / scale).astype(np.float32), np.where(constant, 1.0, std / scale).astype(np.float32)
+    return (mean / scale).astype(np.float32), np.where(constant, np.inf, std / scale).astype(np.float32)
+
+
+def _listed(channels: NDArray[np.intp]) -> str:
+    return f"channel{'s' if len(channels) > 1 else ''} {', '.join(map(str, channels))}"
 
 
 def _channel_moments(images: torch.Tensor) -> _Moments:

@@ -232,7 +232,7 @@ class DIMTransformer(
 
     random_state : int, RandomState instance or None, default=None
         Draws initial weights and all that is drawn in training. An int gives the same bits on the same machine with the
-        same number of threads; with None the seed is drawn from NumPy's global generator. Images of up to 256 values
+        same number of threads, on CUDA only with ``torch.use_deterministic_algorithms(True)``; with None the seed is drawn from NumPy's global generator. Images of up to 256 values
         are always computed on one thread, so that searches over them give the same bits for any `n_jobs`.
 
     verbose : int, default=0
@@ -252,7 +252,7 @@ class DIMTransformer(
         Channels, height and width of an image.
     mean_, std_ : ndarray of shape (C,)
         Mean and standard deviation of each channel of the training images, with which images are standardised;
-        uint8 images are scaled by 1/255 first.
+        uint8 images are scaled by 1/255 first. A channel that was constant has an infinite `std_`: it becomes 0.
     n_features_in_ : int
         Values an image has: C * H * W.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -1075,8 +1075,8 @@ class DIMTransformer(
         # A few of them tell the unit of all.
         few = images.some(min(16, max(1, CHUNK_BYTES // (8 * prod(images.shape)))))
         spread = few.double().std(dim=(0, 2, 3), correction=0).numpy() / (255 if images.dtype == np.uint8 else 1)
-        # Of a blank channel nothing can be told.
-        is_blank = spread <= SMALLEST_SPREAD
+        # Of a blank channel nothing can be told, and one that was blank is left out.
+        is_blank = (spread <= SMALLEST_SPREAD) | np.isinf(self.std_)
         ratios = spread[~is_blank] / self.std_[~is_blank]
         if ratios.size and (ratios.min() > OTHER_SCALE or ratios.max() < 1 / OTHER_SCALE):
             than = f"{ratios.min():.3g} times more" if ratios.min() > 1 else f"{1 / ratios.max():.3g} times less"

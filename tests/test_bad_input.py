@@ -494,6 +494,23 @@ def test_constant_images_are_warned_about_and_finite():
     assert np.isfinite(Z).all()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_channel_that_was_constant_is_left_out_whatever_comes_of_it(dtype, tmp_path):
+    X = RNG.integers(0, 100, (40, 3, 8, 8)).astype(dtype)
+    X[:, 1] = 100
+    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0)
+    with pytest.warns(UserWarning, match="X has the same value everywhere in channel 1, of which nothing") as caught:
+        dim.fit(X)
+    assert caught[0].filename == __file__
+    assert np.isinf(dim.std_).tolist() == [False, True, False]
+    later = X.copy()
+    later[:, 1] = RNG.integers(0, 256, (40, 8, 8))
+    dim.save(tmp_path / "dim.safetensors")
+    for fitted in (dim, DIMTransformer.load(tmp_path / "dim.safetensors"), pickle.loads(pickle.dumps(dim))):
+        assert np.array_equal(fitted.transform(later), dim.transform(X))
+    assert dim.transform(X).std() > 0
+
+
 def read_only(X):
     X = X.copy()
     X.flags.writeable = False

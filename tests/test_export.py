@@ -128,6 +128,16 @@ def test_an_encoder_that_does_not_export_is_an_error(encoder, message, tmp_path)
     assert path.read_bytes() == b"before"
 
 
+@pytest.mark.filterwarnings("ignore:X has the same value everywhere in channel 1")
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_channel_that_was_constant(dtype, tmp_path):
+    X = IMAGES.astype(dtype)
+    X[:, 1] = 100
+    dim = fitted(X)
+    dim.to_onnx(tmp_path / "dim.onnx")
+    assert_same(dim, tmp_path / "dim.onnx", IMAGES.astype(dtype), dim.transform(X))
+
+
 def test_other_errors(tmp_path, monkeypatch):
     path = tmp_path / "dim.onnx"
     with pytest.raises(NotFittedError):
