@@ -78,11 +78,11 @@ def resolve_device(device: str) -> torch.device:
 
 
 def available_device(device: str) -> torch.device:
-    """Resolve `device`, or the CPU where it is not there: a model trained on CUDA loads without CUDA."""
+    """Resolve `device`, or "auto" where it is not there: a model trained on a second GPU loads with one or none."""
     try:
         return resolve_device(device)
     except ValueError:
-        return torch.device("cpu")
+        return resolve_device("auto")
 
 
 def place(module: nn.Module, device: torch.device) -> nn.Module:

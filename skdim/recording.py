@@ -11,6 +11,8 @@ import torch.nn.modules.module as all_modules
 import torch.optim.optimizer as all_optimizers
 from torch import Tensor, nn
 
+from skdim.devices import is_out_of_memory
+
 __all__ = ["RecordedStep", "describe", "has_hooks"]
 
 # Steps before the one that is recorded, in which optimizers, libraries and compilers set up what must be no part of it.
@@ -124,7 +126,9 @@ class RecordedStep:
             optimizer.zero_grad(set_to_none=True)
         try:
             self._replay = record(work, self.generators, batch.device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             # Nothing has run, so no step is lost: training goes on as it is.
             self._is_too_large = True
 

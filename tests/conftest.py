@@ -3,9 +3,12 @@ from collections import Counter
 
 # scikit-learn skips its array API check without this; it is read when SciPy is first imported.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+# Before torch 2.10, deterministic algorithms on CUDA ask for it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
 
@@ -13,6 +16,14 @@ from sklearn.datasets import load_digits
 def digits():
     X, y = load_digits(return_X_y=True)
     return X[:300], y[:300]
+
+
+@pytest.fixture
+def deterministic():
+    """On CUDA the same bits each time, as on the CPU."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

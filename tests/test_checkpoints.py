@@ -539,7 +539,7 @@ def test_equal_parameters_have_equal_descriptions_and_others_others():
         return [
             *(None, "a", 2, np.float32(0.5), (1, 2), {"size": 2}, {"size": 3}, Crop, Crop(2), Crop(3), len),
             *({2, 3, 5}, frozenset({2, 3}), b"a", range(3), range(4), torch.float32, torch.bfloat16),
-            *(lambda x: x + 1, lambda x: x + 2, lambda x: (lambda: x + 3), lambda x: (lambda: x + 4)),
+            *(lambda x: x + 1, lambda x: x + 2, lambda x: lambda: x + 3, lambda x: lambda: x + 4),
             *(layer, Crop(2, layer), Dropping((1, 8, 8), 8, 0.2), Dropping((1, 8, 8), 8, 0.3)),
         ]
 

@@ -58,6 +58,7 @@ def test_a_tensor_gives_an_array_unless_dispatch_is_on(digits):
 
 @pytest.mark.skipif(os.environ.get("SCIPY_ARRAY_API") != "1", reason="needs SCIPY_ARRAY_API=1")
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.usefixtures("deterministic")
 def test_a_probe_stays_on_the_device_with_array_api_dispatch(digits, device):
     pytest.importorskip("sklearn.externals.array_api_compat", reason="scikit-learn < 1.7 does not bring it")
     X, y = digits

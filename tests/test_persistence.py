@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from skdim import DIMTransformer
+from skdim.devices import available_device
 from skdim.evaluation import LinearProbe, MLPProbe
 
 
@@ -116,6 +117,11 @@ def test_a_model_of_cuda_loads_on_the_cpu(fitted, digits, monkeypatch):
     if not torch.cuda.is_available():
         assert copy.device_ == torch.device("cpu")
         assert np.array_equal(copy.transform(digits[0]), fitted[0].transform(digits[0]))
+    # Of two GPUs one may be all there is.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    assert available_device("cuda:1") == torch.device("cuda", 0)
 
 
 @pytest.mark.gpu

@@ -768,6 +768,7 @@ def test_caches_that_are_refused(photos):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
 def test_streaming_to_cuda_gives_the_bits_of_resident_images(monkeypatch, tmp_path):
     X = mapped(IMAGES, tmp_path)
     expected = result(X, device="cuda")

@@ -20,6 +20,7 @@ settings, seed and data, is not measured again: a long table is built in pieces,
 import argparse
 import json
 import time
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from skdim.evaluation import (
     reconstruction_ms_ssim,
     total_correlation_bound,
 )
+from skdim.net import MIN_RECORDED_STEPS
 
 LAYERS = ("features", "hidden", "embedding")
 GLOBAL = {"local_weight": 0.0, "global_weight": 1.0, "prior_weight": 1.0}
@@ -125,8 +127,9 @@ def n_epochs(budget, params, X):
     if budget.endswith("ep"):
         return int(budget[:-2])
     few = X[:4000]
-    # The second epoch: the first pays for set-up.
-    epoch = DIMTransformer(**params | {"max_epochs": 2}).fit(few).history_[-1]
+    # The last epoch: the first pays for set-up. Beside it steps enough for them to be recorded, on CUDA.
+    epochs = 1 + ceil(MIN_RECORDED_STEPS * params.get("batch_size", 128) / len(few))
+    epoch = DIMTransformer(**params | {"max_epochs": epochs}).fit(few).history_[-1]
     return max(1, round(float(budget[:-1]) / (epoch["seconds"] * len(X) / len(few))))
 
 

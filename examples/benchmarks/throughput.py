@@ -33,9 +33,10 @@ from torch.utils.flop_counter import flop_registry
 
 from skdim import DIMTransformer
 from skdim.batches import Standardizer
-from skdim.devices import resolve_device
+from skdim.devices import full_float32, resolve_device
 from skdim.encoders import DCGANEncoder, Stride1Encoder
 from skdim.images import Images
+from skdim.net import MIN_RECORDED_STEPS
 
 DEVICE = resolve_device("auto")
 
@@ -290,8 +291,10 @@ def section_d(arguments):
 
     @torch.inference_mode()
     def bare():
-        for batch in batches:
-            dim.encoder_(batch)
+        # As transform computes: without TF32.
+        with full_float32:
+            for batch in batches:
+                dim.encoder_(batch)
 
     compare("(d) bare encoder, batches on the device | transform", bare, lambda: dim.transform(X), n, arguments.repeats)
 
@@ -374,7 +377,9 @@ def matmul_rate(dtype, size=2048):
     a = torch.randn(size, size, device=DEVICE, dtype=dtype)
     for _ in range(3):
         a @ a
-    seconds = min(seconds_of(lambda: a @ a) for _ in range(10))
+    # A GPU takes as long for one as the launch and the wait beside it.
+    n = 50 if DEVICE.type == "cuda" else 1
+    seconds = min(seconds_of(lambda: [a @ a for _ in range(n)]) for _ in range(10)) / n
     return 2 * size**3 / seconds
 
 
@@ -383,6 +388,12 @@ def bandwidth(n_bytes=1 << 28):
     source = torch.zeros(n_bytes, dtype=torch.uint8, device=DEVICE)
     target = source.clone()
     return 2 * n_bytes / min(seconds_of(lambda: target.copy_(source)) for _ in range(5))
+
+
+def enough_epochs(least, n_images, batch_size=128, **_):
+    """On CUDA as many as it takes for steps to be recorded, and for that to weigh little."""
+    steps = -(-n_images // batch_size)
+    return max(least, -(-3 * MIN_RECORDED_STEPS // steps)) if DEVICE.type == "cuda" else least
 
 
 def section_f(arguments):
@@ -399,7 +410,8 @@ def section_f(arguments):
         with Roofline(half, copying) as roofline:
             dim.net_.update(batch)
         # The last epochs, because setting up is not what is asked about.
-        epochs = DIMTransformer(max_epochs=1 + arguments.repeats, random_state=0, **params).fit(X).history_[1:]
+        n_epochs = enough_epochs(1 + arguments.repeats, len(X), **params)
+        epochs = DIMTransformer(max_epochs=n_epochs, random_state=0, **params).fit(X).history_[1:]
         rate = statistics.median(epoch["images_per_second"] for epoch in epochs)
         per_image = roofline.n_flops / len(batch)
         share = roofline.seconds / len(batch) * rate
@@ -498,7 +510,7 @@ def section_h(arguments):
         n = value if name == "n" else 4096
         X = noise(n)
         # Several epochs of few images: set-up is not what is asked about.
-        epochs = max(1, 5000 // n)
+        epochs = enough_epochs(max(1, 5000 // n), n, **params)
         dim = DIMTransformer(max_epochs=epochs, random_state=0, **params)
         dim.fit(X[:1000] if name == "n" else X)
         runs = [seconds_of(lambda dim=dim, X=X: dim.fit(X)) for _ in range(min(3, arguments.repeats))]
