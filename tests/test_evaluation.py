@@ -118,7 +118,7 @@ def test_the_linear_probe_tells_probabilities(digits, n_classes):
         expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
     losses = cross_val_score(LinearProbe(Cs=[0.1]), X, y, scoring="neg_log_loss", cv=2, error_score="raise")
-    assert (losses > -0.5).all()
+    assert (losses > -np.log(n_classes) / 2).all()  # half of chance
 
 
 def test_a_support_vector_machine_tells_no_probabilities(digits):
