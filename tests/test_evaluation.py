@@ -224,6 +224,9 @@ def test_labels_may_be_strings(digits):
         (LinearProbe(Cs=[]), "Cs must be positive, finite numbers"),
         (LinearProbe(Cs=[0.0]), "Cs must be positive, finite numbers"),
         (LinearProbe(Cs=[np.nan]), "Cs must be positive, finite numbers"),
+        (LinearProbe(Cs=["a"]), r"Cs must be positive, finite numbers, at least one, got \['a'\]"),
+        (LinearProbe(Cs=[1, None]), "Cs must be positive, finite numbers"),
+        (LinearProbe(Cs=[[1, 2]]), "Cs must be positive, finite numbers"),
         (MLPProbe([20, 0]), r"hidden_layer_sizes must be positive integers, got \[20, 0\]"),
         (MLPProbe([2.5]), "hidden_layer_sizes must be positive integers"),
         (LinearProbe(device="tpu"), "device must be"),
@@ -286,6 +289,8 @@ def test_what_a_table_refuses(digits, trained):
     X, y = digits
     with pytest.raises(ValueError, match="probes must be"):
         evaluate(trained, X, y, X, y, probes=["svc"])
+    with pytest.raises(ValueError, match=r"probes must be .* got None"):
+        evaluate(trained, X, y, X, y, probes=None)
     with pytest.raises(ValueError, match="layers must be"):
         evaluate(trained, X, y, X, y, layers=["conv"])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
@@ -550,8 +555,13 @@ def test_ms_ssim_against_float64_numpy(shape, size, weights, data_range):
 
 
 def test_ms_ssim_refuses_what_is_no_pair_of_images():
+    images = torch.zeros(2, 3, 8, 8)
     with pytest.raises(ValueError, match="got shapes"):
-        ms_ssim(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 9), data_range=1.0)
+        ms_ssim(images, torch.zeros(2, 3, 8, 9), data_range=1.0)
+    with pytest.raises(ValueError, match=r"floating-point tensors .* torch\.uint8"):
+        ms_ssim(images.byte(), images.byte(), data_range=255)
+    with pytest.raises(ValueError, match="data_range must be positive, got 0"):
+        ms_ssim(images, images, data_range=0)
 
 
 def test_a_decoder_draws_images_from_embeddings(digits, trained):
@@ -689,3 +699,50 @@ def test_a_classifier_that_is_fitted_again_forgets_the_names_of_columns(digits):
     frame = pandas.DataFrame(X, columns=[f"pixel {i}" for i in range(64)])
     assert classifier.fit(frame, y).feature_names_in_[0] == "pixel 0"
     assert not hasattr(classifier.fit(X, y), "feature_names_in_")
+
+
+# Unfit parameters of functions
+
+
+def test_what_scorers_refuse(digits, trained):
+    X, _ = digits
+    for scorer in (knn_scorer, linear_probe_scorer):
+        with pytest.raises(ValueError, match=f"{scorer.__name__} requires y to be passed, but the target y is None"):
+            scorer(trained, X, None)
+    message = r"Found array with 3 sample\(s\) while a minimum of 4 is required by retrieval_scorer"
+    with pytest.raises(ValueError, match=message):
+        retrieval_scorer(trained, X[:3])
+    assert 0 < retrieval_scorer(trained, X[:4]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"max_epochs": -1}, r"'max_epochs' parameter of \w+_bound must be an int in the range \[1, inf\). Got -1"),
+        ({"max_epochs": 0}, "'max_epochs' parameter"),
+        ({"device": None}, r"'device' parameter of \w+_bound must be an instance of 'str'. Got None"),
+        ({"random_state": "0"}, "'random_state' parameter"),
+    ],
+)
+def test_parameters_that_bounds_refuse(params, message):
+    Z = np.random.default_rng(0).standard_normal((20, 2))
+    for bound in (total_correlation_bound, lambda Z, **params: mutual_information_bound(Z, Z, **params)):
+        with pytest.raises(ValueError, match=message):
+            bound(Z, **params)
+
+
+def test_what_a_reconstruction_refuses_before_it_embeds(digits, trained, monkeypatch):
+    X, _ = digits
+    thin = DIMTransformer(4, image_shape=(1, 2, 32), max_epochs=0).fit(X)
+
+    def embed(*_):
+        raise AssertionError("embedded")
+
+    monkeypatch.setattr(DIMTransformer, "transform", embed)
+    for params in ({"max_epochs": 0}, {"random_state": "0"}):
+        with pytest.raises(ValueError, match=f"'{next(iter(params))}' parameter of reconstruction_ms_ssim must be"):
+            reconstruction_ms_ssim(trained, X, X, **params)
+    with pytest.raises(ValueError, match=r"2 sample\(s\) while a minimum of 3 is required by reconstruction_ms_ssim"):
+        reconstruction_ms_ssim(trained, X[:2], X)
+    with pytest.raises(ValueError, match=r"images of at least 3 x 3, got 2 x 32"):
+        reconstruction_ms_ssim(thin, X, X)

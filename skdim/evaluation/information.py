@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from torch import Tensor, nn
 
 from skdim.batches import Standardizer
@@ -29,6 +31,12 @@ LR = 5e-4
 PATIENCE = 5
 # How often the held-out samples are paired anew, which the logarithm of the mean in the bound is averaged over.
 N_PAIRINGS = 10
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "max_epochs": [Interval(Integral, 1, None, closed="left")],
+    "device": [str],
+    "random_state": ["random_state"],
+}
 
 # Scores of N samples, and in N rows those of one sample a pairing, drawn from the product of the marginals.
 Scores = Callable[[Tensor, int, np.random.RandomState], tuple[Tensor, Tensor]]
@@ -75,7 +83,7 @@ def mutual_information_bound(
     Raises
     ------
     ValueError
-        If inputs or embeddings are unfit, or fewer than ten.
+        If a parameter, inputs or embeddings are unfit, or there are fewer than ten.
 
     References
     ----------
@@ -91,6 +99,8 @@ def mutual_information_bound(
     >>> 0.6 < mutual_information_bound(x, y, device="cpu", random_state=0) < 0.9
     True
     """
+    params = {"max_epochs": max_epochs, "device": device, "random_state": random_state}
+    validate_parameter_constraints(CONSTRAINTS, params, "mutual_information_bound")
     place = resolve_device(device)
     with usual_torch(place):
         embeddings = _standardized(_checked(Z, ensure_min_samples=10), place)
@@ -145,7 +155,7 @@ def total_correlation_bound(
     Raises
     ------
     ValueError
-        If the embeddings are unfit, or fewer than ten.
+        If a parameter or the embeddings are unfit, or there are fewer than ten.
 
     Examples
     --------
@@ -155,6 +165,8 @@ def total_correlation_bound(
     >>> abs(total_correlation_bound(Z, device="cpu", random_state=0)) < 0.05
     True
     """
+    params = {"max_epochs": max_epochs, "device": device, "random_state": random_state}
+    validate_parameter_constraints(CONSTRAINTS, params, "total_correlation_bound")
     place = resolve_device(device)
     with usual_torch(place):
         embeddings = _standardized(_checked(Z, ensure_min_samples=10), place)

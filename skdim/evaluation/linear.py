@@ -137,9 +137,9 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         ValueError
             If a parameter, the features or the labels are unfit.
         """
-        Cs = sorted(float(C) for C in self.Cs)
-        if not Cs or not all(0 < C < np.inf for C in Cs):
+        if not len(self.Cs) or not all(isinstance(C, Real) and 0 < C < np.inf for C in self.Cs):
             raise ValueError(f"Cs must be positive, finite numbers, at least one, got {self.Cs!r}.")
+        Cs = sorted(float(C) for C in self.Cs)
         device = resolve_device(self.device)
         with unchanged_on_error(self), usual_torch(device):
             X, y = validated(self, X, y, ensure_min_samples=2)

@@ -1,6 +1,7 @@
 """How much of an image can be drawn again from its embedding."""
 
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from skorch import NeuralNetRegressor
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
@@ -27,6 +29,11 @@ WINDOW_SIZE = 11
 WINDOW_SIGMA = 1.5
 # The constants that keep the ratios finite, as shares of the data range.
 K_LUMINANCE, K_CONTRAST = 0.01, 0.03
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "max_epochs": [Interval(Integral, 1, None, closed="left")],
+    "random_state": ["random_state"],
+}
 
 
 def ms_ssim(first: Tensor, second: Tensor, *, data_range: float) -> Tensor:
@@ -53,7 +60,7 @@ def ms_ssim(first: Tensor, second: Tensor, *, data_range: float) -> Tensor:
     Raises
     ------
     ValueError
-        If the images differ in shape or are too small.
+        If the images differ in shape, are too small or of integers, or `data_range` is not positive.
 
     References
     ----------
@@ -65,6 +72,10 @@ def ms_ssim(first: Tensor, second: Tensor, *, data_range: float) -> Tensor:
             f"Two tensors (N, C, H, W) of the same images of at least 3 x 3 are required, got shapes "
             f"{tuple(first.shape)} and {tuple(second.shape)}."
         )
+    if not (first.is_floating_point() and second.is_floating_point()):
+        raise ValueError(f"Two floating-point tensors are required, got {first.dtype} and {second.dtype}.")
+    if not data_range > 0:
+        raise ValueError(f"data_range must be positive, got {data_range}.")
     shorter = min(first.shape[2:])
     window = _gaussian_window(min(WINDOW_SIZE, shorter - 1 + shorter % 2)).to(first)
     n_scales = 1
@@ -124,8 +135,8 @@ def reconstruction_ms_ssim(
     dim : DIMTransformer or Pipeline
         Fitted; the `output_layer` of the transformer is decoded.
     X_train, X_test : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
-        Images of the shape seen in `fit`, at least 3 x 3. The data range is 255 for uint8 images, else that of the
-        training images; reconstructions are clipped to it.
+        Images of the shape seen in `fit`, at least 3 x 3; to train on, at least three. The data range is 255 for uint8
+        images, else that of the training images; reconstructions are clipped to it.
     max_epochs : int, default=50
         Most passes over the training images.
     random_state : int, RandomState instance or None, default=None
@@ -139,14 +150,24 @@ def reconstruction_ms_ssim(
     Raises
     ------
     ValueError
-        If the images are unfit.
+        If a parameter or the images are unfit, or there are fewer than three to train on.
     TypeError
         If there is no transformer in `dim`.
     NotFittedError
         If it is not fitted.
     """
+    params = {"max_epochs": max_epochs, "random_state": random_state}
+    validate_parameter_constraints(CONSTRAINTS, params, "reconstruction_ms_ssim")
     dim, (X_train, X_test) = find_transformer(dim, X_train, X_test, name="reconstruction_ms_ssim")
     train_images, test_images = (images_of(dim, X) for X in (X_train, X_test))
+    if len(train_images) < 3:
+        raise ValueError(
+            f"Found array with {len(train_images)} sample(s) while a minimum of 3 is required by "
+            "reconstruction_ms_ssim: two to train on and one that decides when to stop."
+        )
+    _, height, width = dim.image_shape_
+    if min(height, width) < 3:
+        raise ValueError(f"reconstruction_ms_ssim needs images of at least 3 x 3, got {height} x {width}.")
     low, high = _data_range(train_images)
     with usual_torch(dim.device_):
         Z_train, Z_test = (torch.from_numpy(embed(dim, X)) for X in (X_train, X_test))

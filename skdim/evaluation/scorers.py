@@ -11,6 +11,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from torch.nn.functional import affine_grid, grid_sample
 
 from skdim.devices import usual_torch
+from skdim.evaluation.inputs import check_labels_given
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.probes import knn_probe
 from skdim.images import Images
@@ -20,6 +21,8 @@ __all__ = ["knn_scorer", "linear_probe_scorer", "retrieval_scorer"]
 
 # Sides of a crop as shares of the image's: two crops of an image share objects and colours more than pixels.
 CROP_SIDES = (0.4, 1.0)
+# Each half needs an image to find and another to mistake it for.
+MIN_IMAGES = 4
 # The score falls with the number of images among which one is sought; more than these are left out.
 MAX_IMAGES = 2000
 # Wider embeddings are reduced, so that their covariance can be estimated from that many images.
@@ -45,7 +48,13 @@ def knn_scorer(estimator: Any, X: Any, y: Any) -> float:
     -------
     float
         Accuracy.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels, or too few images.
     """
+    check_labels_given(y, "knn_scorer")
     scaler, neighbors = knn_probe()
     Z = scaler.fit_transform(embed(estimator, X))
     # Without samples, scikit-learn predicts each of those it was fitted on from the others.
@@ -68,7 +77,13 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any) -> float:
     -------
     float
         Mean accuracy of the folds.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels.
     """
+    check_labels_given(y, "linear_probe_scorer")
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
     return float(cross_val_score(LinearProbe(random_state=0), embed(estimator, X), y, cv=folds).mean())
 
@@ -107,9 +122,18 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     -------
     float
         Mean reciprocal rank, between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than four images.
     """
     dim, (X,) = find_transformer(estimator, X, name="retrieval_scorer")
     images = images_of(dim, X)
+    if len(images) < MIN_IMAGES:
+        raise ValueError(
+            f"Found array with {len(images)} sample(s) while a minimum of {MIN_IMAGES} is required by retrieval_scorer."
+        )
     if hasattr(dim, "feature_names_in_"):
         # Crops are arrays, whose columns have no names.
         dim = copy.copy(dim)

@@ -112,8 +112,8 @@ def evaluate(
 
 
 def _check_names(parameter: str, names: Sequence[str], known: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in known]
-    if isinstance(names, str) or unknown or not names:
+    is_sequence = isinstance(names, Sequence) and not isinstance(names, str)
+    if not is_sequence or not names or not set(names) <= set(known):
         raise ValueError(f"{parameter} must be a sequence of names out of {list(known)}, got {names!r}.")
 
 
