@@ -117,7 +117,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         self,
         transformer: DIMTransformer,
         *,
-        hidden_layer_sizes: Sequence[int] = (200,),
+        hidden_layer_sizes: Sequence[int] | NDArray[Any] = (200,),
         dropout: float = 0.1,
         lr: float = 1e-3,
         encoder_lr: float = 1e-4,

@@ -1,6 +1,6 @@
 """Linear probe: the one measure of a representation that everybody reports."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -103,7 +103,7 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         self,
         loss: str = "log_loss",
         *,
-        Cs: tuple[float, ...] = CS,
+        Cs: Sequence[float] | NDArray[Any] = CS,
         validation_fraction: float = 0.2,
         max_iter: int = 100,
         device: str = "auto",

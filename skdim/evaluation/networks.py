@@ -1,6 +1,6 @@
 """Small networks on top of features, and their training by skorch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
@@ -20,7 +20,7 @@ from skdim.persistence import to_arrays, with_arrays
 __all__ = ["MLP", "Samples", "check_hidden_layer_sizes", "predict_proba", "train"]
 
 
-def check_hidden_layer_sizes(hidden_layer_sizes: Any) -> tuple[int, ...]:
+def check_hidden_layer_sizes(hidden_layer_sizes: Sequence[int] | NDArray[Any]) -> tuple[int, ...]:
     """Check the parameter `hidden_layer_sizes`: positive integers, none of them for a linear model.
 
     Parameters

@@ -110,7 +110,7 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
 
     def __init__(
         self,
-        hidden_layer_sizes: Sequence[int] = (200,),
+        hidden_layer_sizes: Sequence[int] | NDArray[Any] = (200,),
         *,
         dropout: float = 0.1,
         batch_norm_logits: bool = False,
