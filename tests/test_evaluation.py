@@ -147,6 +147,7 @@ def test_the_mlp_probe_stops_early_and_keeps_the_best_epoch():
     probe = MLPProbe(lr=0.01, patience=3, batch_size=32, random_state=0).fit(X, y)
     losses = [epoch["valid_loss"] for epoch in probe.history_]
     assert probe.n_iter_ == len(losses) == 1 + np.argmin(losses) + 3
+    assert all(set(epoch) == {"train_loss", "valid_loss", "valid_acc", "dur"} for epoch in probe.history_)
     again = MLPProbe(lr=0.01, max_epochs=int(1 + np.argmin(losses)), batch_size=32, random_state=0).fit(X, y)
     assert np.array_equal(probe.predict_proba(X), again.predict_proba(X))
 
@@ -598,6 +599,7 @@ def test_fine_tuning_from_a_layer_and_a_pickle(digits, trained):
     dim = pickle.loads(pickle.dumps(trained)).set_params(output_layer="features")
     classifier = FineTunedClassifier(dim, max_epochs=3, random_state=0).fit(X, y)
     assert classifier.mlp_[0].in_features == 512
+    assert set(classifier.history_[0]) == {"train_loss", "valid_loss", "valid_acc", "dur"}
     blob = pickle.dumps(classifier)
     assert b"torch" not in blob
     assert np.array_equal(pickle.loads(blob).predict_proba(X), classifier.predict_proba(X))

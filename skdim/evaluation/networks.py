@@ -19,6 +19,9 @@ from skdim.persistence import to_arrays, with_arrays
 
 __all__ = ["MLP", "Samples", "check_hidden_layer_sizes", "predict_proba", "train"]
 
+# What an attribute `history_` has of skorch's record of an epoch.
+RECORDED = ("train_loss", "valid_loss", "valid_acc", "dur")
+
 
 def check_hidden_layer_sizes(hidden_layer_sizes: Sequence[int] | NDArray[Any]) -> tuple[int, ...]:
     """Check the parameter `hidden_layer_sizes`: positive integers, none of them for a linear model.
@@ -159,7 +162,7 @@ def train(
     device: torch.device,
     random_state: np.random.RandomState,
     **net_params: Any,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, float]]:
     """Train a module by Adam until its loss on the validation samples has stopped falling; keep its best weights.
 
     Parameters
@@ -188,7 +191,7 @@ def train(
     Returns
     -------
     list of dict
-        skorch's record of each epoch.
+        Of skorch's record of each epoch its losses, its accuracy, where there is one, and the seconds it took.
     """
     net = net_class(
         module.to(device),
@@ -211,4 +214,4 @@ def train(
         net.fit_loop(training)
     net.notify("on_train_end", X=training, y=None)
     module.eval()
-    return [{key: value for key, value in epoch.items() if key != "batches"} for epoch in net.history]
+    return [{key: float(epoch[key]) for key in RECORDED if key in epoch} for epoch in net.history]
