@@ -81,7 +81,10 @@ class FilterDisplay:
         values = self.filters.transpose(0, 2, 3, 1)
         if n_channels not in (1, 3):
             values = principal_colors(values)
-        pictures = 0.5 + 0.5 * np.broadcast_to(values, (n_filters, height, width, 3)) / np.abs(values).max()
+        largest = np.abs(values).max()
+        # What rounding leaves of equal filters is nothing to see.
+        scale = largest if largest > 1e-12 * np.abs(self.filters).max() else 1.0
+        pictures = 0.5 + 0.5 * np.broadcast_to(values, (n_filters, height, width, 3)) / scale
         n_columns = ceil(sqrt(n_filters))
         n_rows = ceil(n_filters / n_columns)
         tiles = np.ones((n_rows * n_columns, height, width, 3))
