@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
 from skdim.batches import Standardizer
-from skdim.displays.figures import figure_size, get_axes, import_pyplot, remove_lines
+from skdim.displays.figures import figure_size, get_axes, import_pyplot, remove_lines, with_defaults
 from skdim.inference import local_scores
 from skdim.pictures import as_pictures, mosaic
 from skdim.subjects import find_transformer, images_of
@@ -45,7 +45,9 @@ class ScoreMapDisplay:
         self.scores = scores
 
     @classmethod
-    def from_estimator(cls, estimator: BaseEstimator, X: Any, *, background: Any = None, ax: Any = None) -> Self:
+    def from_estimator(
+        cls, estimator: BaseEstimator, X: Any, *, background: Any = None, ax: Any = None, **image_kwargs: Any
+    ) -> Self:
         """Score the locations of images and plot them over the images.
 
         Parameters
@@ -58,6 +60,8 @@ class ScoreMapDisplay:
             The other images; none of them should be in `X`. None takes the others of `X`.
         ax : matplotlib.axes.Axes, default=None
             Where to plot; None makes a figure.
+        **image_kwargs
+            Of ``Axes.imshow``, for the maps.
 
         Returns
         -------
@@ -82,19 +86,18 @@ class ScoreMapDisplay:
             raise ValueError("X has a single image: set background to the images to compare it with.")
         standardize = Standardizer(dim.mean_, dim.std_, dim.device_)
         scores = local_scores(dim.net_.module_, images, others, standardize)
-        return cls(as_pictures(images), scores.numpy()).plot(ax=ax)
+        return cls(as_pictures(images), scores.numpy()).plot(ax=ax, **image_kwargs)
 
-    def plot(self, *, ax: Any = None, alpha: float = 0.7, cmap: str = "viridis") -> Self:
+    def plot(self, *, ax: Any = None, **image_kwargs: Any) -> Self:
         """Plot the images above their maps.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, default=None
             Where to plot; None makes a figure.
-        alpha : float, default=0.7
-            Opacity of the maps; under them is the image in grey.
-        cmap : str, default="viridis"
-            Colour map of the scores.
+        **image_kwargs
+            Of ``Axes.imshow``, for the maps: "viridis" is the default of ``cmap``, and 0.7 that of ``alpha``, their
+            opacity, because under them is the image in grey.
 
         Returns
         -------
@@ -104,17 +107,19 @@ class ScoreMapDisplay:
         n_images, height, width, _ = self.pictures.shape
         grey = np.repeat(self.pictures.mean(axis=3, keepdims=True), 3, axis=3)
         tiles = np.stack([self.pictures, grey])
-        self.ax_, self.figure_ = get_axes(self, ax, figure_size(tiles))
         canvas, (xs, ys) = mosaic(tiles)
-        self.ax_.imshow(canvas, interpolation="nearest")
         # Each location covers its share of the image.
         rows, columns = (
             np.arange(side) * n // side for side, n in zip((height, width), self.scores.shape[1:], strict=True)
         )
         maps = np.stack([np.full((n_images, height, width), np.nan), self.scores[:, rows][:, :, columns]])
-        drawn = self.ax_.imshow(
-            mosaic(maps[..., None], fill=np.nan)[0][..., 0], cmap=cmap, alpha=alpha, interpolation="nearest"
-        )
+        scores = mosaic(maps[..., None], fill=np.nan)[0][..., 0]
+        self.ax_, self.figure_ = get_axes(self, ax, figure_size(tiles))
+        from matplotlib.image import AxesImage
+
+        self.ax_.imshow(canvas, interpolation="nearest")
+        defaults = {"cmap": "viridis", "alpha": 0.7, "interpolation": "nearest"}
+        drawn = self.ax_.imshow(scores, **with_defaults(AxesImage, defaults, image_kwargs))
         # In axes of its own it is as high as the images.
         beside = self.ax_.inset_axes((1.01, 0, 0.015, 1))
         # Signals are too flat for more.
