@@ -75,6 +75,20 @@ def test_no_epochs_no_curves(digits):
         TrainingCurveDisplay.from_estimator(small(max_epochs=0).fit(digits[0]))
 
 
+def test_what_cannot_be_plotted_opens_no_figure():
+    points = np.random.default_rng(0).random((6, 2))
+    for display, params, message in (
+        (TrainingCurveDisplay([]), {}, "history has no epochs"),
+        (EmbeddingDisplay(points), {"n_thumbnails": 2}, "n_thumbnails needs pictures"),
+        (EmbeddingDisplay(points[:, :1]), {}, r"coordinates must be of shape \(n, 2\), got \(6, 1\)"),
+        (EmbeddingDisplay(points, y=np.zeros((6, 2))), {}, r"y should be a 1d array, got an array of shape \(6, 2\)"),
+        (EmbeddingDisplay(points, y=[0, 1]), {}, "inconsistent numbers of samples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            display.plot(**params)
+    assert not plt.get_fignums()
+
+
 def drawn_points(ax):
     return {points.get_label(): points for points in ax.collections}
 
@@ -135,10 +149,38 @@ def test_embedding_projections(fitted, colour_images):
     tsne = [EmbeddingDisplay.from_estimator(fitted, X[:20], projection="tsne", random_state=0) for _ in range(2)]
     assert tsne[0].coordinates.shape == (20, 2)
     assert np.array_equal(tsne[0].coordinates, tsne[1].coordinates)
-    with pytest.raises(ValueError, match="projection must be 'pca', 'tsne' or a transformer, got 'umap'"):
+    with pytest.raises(ValueError, match=r"projection must be 'pca', 'tsne' or a transformer .*, got 'umap'"):
         EmbeddingDisplay.from_estimator(fitted, X, projection="umap")
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         EmbeddingDisplay.from_estimator(fitted, X, [0, 1])
+    with pytest.raises(ValueError, match="y should be a 1d array"):
+        EmbeddingDisplay.from_estimator(fitted, X, np.zeros((len(X), 2)))
+
+
+class WithoutParameters:
+    def fit_transform(self, X):
+        self.fitted_ = True
+        return X[:, :2]
+
+
+def test_a_projection_is_the_users_and_stays_as_it_is(fitted, colour_images):
+    X, _ = colour_images
+    for projection in (PCA(2), WithoutParameters()):
+        before = vars(projection).copy()
+        EmbeddingDisplay.from_estimator(fitted, X, projection=projection)
+        assert vars(projection) == before
+
+
+def test_projections_that_are_none(fitted, colour_images):
+    X, _ = colour_images
+    with pytest.raises(ValueError, match=r"projection must give two columns, got an array of shape \(60, 3\)"):
+        EmbeddingDisplay.from_estimator(fitted, X, projection=PCA(3))
+    for projection in (None, StandardScaler, DummyClassifier()):
+        with pytest.raises(TypeError, match="projection must be 'pca', 'tsne' or a transformer with fit_transform"):
+            EmbeddingDisplay.from_estimator(fitted, X, projection=projection)
+    for projection in ("pca", "tsne"):
+        with pytest.raises(ValueError, match=r"Found array with 1 sample\(s\) while a minimum of 2 is required by Emb"):
+            EmbeddingDisplay.from_estimator(fitted, X[:1], projection=projection)
 
 
 def test_thumbnails_are_the_images_and_do_not_overlap(fitted, colour_images):
@@ -212,6 +254,17 @@ def test_score_maps(colour_images, params, with_background):
     assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["Image", "Scores"]
 
 
+def test_score_maps_take_styles(fitted, colour_images):
+    X, _ = colour_images
+    _, scores = ScoreMapDisplay.from_estimator(fitted, X[:3]).ax_.images
+    assert (scores.get_cmap().name, scores.get_alpha()) == ("viridis", 0.7)
+    style = {"cmap": "magma", "alpha": 0.5, "vmin": -1, "vmax": 2}
+    display = ScoreMapDisplay.from_estimator(fitted, X[:3], **style)
+    for ax in (display.ax_, display.plot(**style).ax_):
+        _, scores = ax.images
+        assert (scores.get_cmap().name, scores.get_alpha(), *scores.get_clim()) == ("magma", 0.5, -1, 2)
+
+
 def test_score_maps_need_a_critic_and_another_image(fitted, colour_images):
     X, _ = colour_images
     with pytest.raises(ValueError, match="X has a single image: set background"):
@@ -233,6 +286,13 @@ def test_filters(fitted):
     largest = np.abs(weight).max()
     np.testing.assert_allclose(canvas[:height, :width], 0.5 + weight[0].transpose(1, 2, 0) / largest / 2, rtol=1e-5)
     np.testing.assert_allclose(canvas[-1, -1], 0.5 + weight[-1, :, -1, -1] / largest / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 2.0])
+@pytest.mark.parametrize("n_channels", [1, 3, 5])
+def test_filters_that_are_constant(value, n_channels):
+    (image,) = FilterDisplay(np.full((4, n_channels, 3, 3), value)).plot().ax_.images
+    assert np.allclose(image.get_array()[:3, :3], 1.0 if value and n_channels in (1, 3) else 0.5)
 
 
 def test_a_pipeline_stands_for_its_transformer_and_the_steps_before_it(fitted, colour_images):

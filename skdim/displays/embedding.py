@@ -4,10 +4,10 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from sklearn.utils import check_consistent_length
+from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import type_of_target
 
 from skdim.displays.figures import COLORS, MARKERS, get_axes, import_pyplot, legend_beside, with_defaults
@@ -85,7 +85,7 @@ class EmbeddingDisplay:
         y : array-like of shape (n,), default=None
             Classes or continuous values.
         projection : {"pca", "tsne"} or transformer, default="pca"
-            What brings the embeddings to two dimensions, by its ``fit_transform``.
+            What brings the embeddings to two dimensions, by its ``fit_transform``. A transformer is cloned.
         n_thumbnails : int, default=0
             At most so many images are drawn at their points. There are fewer where points are close, because none is
             drawn over another; `thumbnails_` tells which there are.
@@ -104,24 +104,38 @@ class EmbeddingDisplay:
         Raises
         ------
         ValueError
-            If there is no such projection, or the embeddings have a single dimension.
+            If there is no such projection, it does not give two columns, the embeddings have a single dimension, there
+            is a single image, or `y` is unfit.
+        TypeError
+            If `projection` has no ``fit_transform``.
         """
         import_pyplot(f"{cls.__name__}.from_estimator")
+        is_name = isinstance(projection, str)
+        is_transformer = hasattr(projection, "fit_transform") and not isinstance(projection, type)
+        if not (projection in ("pca", "tsne") if is_name else is_transformer):
+            message = f"projection must be 'pca', 'tsne' or a transformer with fit_transform, got {projection!r}."
+            raise ValueError(message) if is_name else TypeError(message)
         dim, (X,) = find_transformer(estimator, X, name=cls.__name__)
         Z = embed(dim, X)
-        if y is not None:
-            check_consistent_length(Z, y)
+        y = _checked_labels(y, Z)
         axis_labels = ("", "")
-        if isinstance(projection, str):
-            if projection not in ("pca", "tsne"):
-                raise ValueError(f"projection must be 'pca', 'tsne' or a transformer, got {projection!r}.")
+        if is_name:
+            if len(Z) < 2:
+                raise ValueError(
+                    f"Found array with {len(Z)} sample(s) while a minimum of 2 is required by {cls.__name__}."
+                )
             if Z.shape[1] < 2:
                 raise ValueError(f"{cls.__name__} needs embeddings of two dimensions at least, got n_components=1.")
             name = {"pca": "Principal component", "tsne": "t-SNE"}[projection]
             axis_labels = (f"{name} 1", f"{name} 2")
             perplexity = min(30.0, (len(Z) - 1) / 3)
             projection = PCA(2) if projection == "pca" else TSNE(2, perplexity=perplexity, random_state=random_state)
+        else:
+            # One that is no estimator of scikit-learn's kind is copied.
+            projection = clone(projection, safe=False)
         coordinates = np.asarray(projection.fit_transform(Z))
+        if coordinates.shape != (len(Z), 2):
+            raise ValueError(f"projection must give two columns, got an array of shape {coordinates.shape}.")
         pictures = as_pictures(images_of(dim, X)) if n_thumbnails else None
         display = cls(coordinates, y=y, pictures=pictures, axis_labels=axis_labels)
         return display.plot(n_thumbnails=n_thumbnails, ax=ax, **scatter_kwargs)
@@ -143,9 +157,20 @@ class EmbeddingDisplay:
         -------
         EmbeddingDisplay
             The display.
+
+        Raises
+        ------
+        ValueError
+            If coordinates, `y` or `n_thumbnails` are unfit, or there are no pictures for thumbnails.
         """
         if n_thumbnails < 0:
             raise ValueError(f"n_thumbnails must be at least 0, got {n_thumbnails}.")
+        if n_thumbnails and self.pictures is None:
+            raise ValueError("n_thumbnails needs pictures, which this display was made without.")
+        coordinates = np.asarray(self.coordinates)
+        if coordinates.ndim != 2 or coordinates.shape[1] != 2:
+            raise ValueError(f"coordinates must be of shape (n, 2), got {coordinates.shape}.")
+        labels = _checked_labels(self.y, coordinates)
         self.ax_, self.figure_ = get_axes(self, ax)
         from matplotlib.collections import PathCollection
 
@@ -155,12 +180,11 @@ class EmbeddingDisplay:
             style = with_defaults(PathCollection, {"s": 14, "linewidth": 0} | defaults, scatter_kwargs)
             return self.ax_.scatter(x, y, **style)
 
-        x, y = np.asarray(self.coordinates).T
+        x, y = coordinates.T
         frames = np.full(len(x), "black", dtype=object)
-        if self.y is None:
+        if labels is None:
             scatter(x, y, color=COLORS[0])
-        elif _are_classes(self.y):
-            labels = np.asarray(self.y)
+        elif _are_classes(labels):
             for i, label in enumerate(np.unique(labels)):
                 is_it = labels == label
                 frames[is_it] = color = COLORS[i % len(COLORS)]
@@ -170,17 +194,15 @@ class EmbeddingDisplay:
         elif {"c", "color"} & scatter_kwargs.keys():
             scatter(x, y)
         else:
-            drawn = scatter(x, y, c=np.asarray(self.y), cmap="viridis")
+            drawn = scatter(x, y, c=labels, cmap="viridis")
             self.figure_.colorbar(drawn, ax=self.ax_, label="y")
         self.ax_.set(xlabel=self.axis_labels[0], ylabel=self.axis_labels[1], xticks=[], yticks=[])
         self.thumbnails_ = self._draw_thumbnails(n_thumbnails, frames)
         return self
 
     def _draw_thumbnails(self, n_thumbnails: int, frames: NDArray[Any]) -> list[int]:
-        if not n_thumbnails:
+        if not n_thumbnails or self.pictures is None:
             return []
-        if self.pictures is None:
-            raise ValueError("n_thumbnails needs pictures, which this display was made without.")
         from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
         # Only once the layout is settled are distances on the page known.
@@ -198,8 +220,15 @@ class EmbeddingDisplay:
         return chosen
 
 
-def _are_classes(y: ArrayLike) -> bool:
+def _checked_labels(y: ArrayLike | None, coordinates: NDArray[Any]) -> NDArray[Any] | None:
+    if y is None:
+        return None
+    labels: NDArray[Any] = column_or_1d(np.asarray(y))
+    check_consistent_length(coordinates, labels)
+    return labels
+
+
+def _are_classes(labels: NDArray[Any]) -> bool:
     """Tell classes, which a legend lists, from values, and from numbers too many for a legend."""
-    labels = np.asarray(y)
     is_listed = labels.dtype.kind not in "iu" or len(np.unique(labels)) <= MAX_CLASSES
-    return is_listed and type_of_target(y) in ("binary", "multiclass")
+    return is_listed and type_of_target(labels) in ("binary", "multiclass")

@@ -81,10 +81,15 @@ class TrainingCurveDisplay:
         -------
         TrainingCurveDisplay
             The display.
+
+        Raises
+        ------
+        ValueError
+            If there are no epochs.
         """
-        self.ax_, self.figure_ = get_axes(self, ax)
         if not self.history:
             raise ValueError("history has no epochs: with max_epochs=0 there is nothing to plot.")
+        self.ax_, self.figure_ = get_axes(self, ax)
         # Epochs differ in their terms where weights were changed between two fits.
         terms = dict.fromkeys(name for epoch in self.history for name in epoch if name not in NO_TERMS)
         from matplotlib.lines import Line2D
