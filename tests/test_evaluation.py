@@ -680,6 +680,12 @@ def test_fine_tuning_refuses_a_loader_before_it_trains_a_transformer(digits, tra
             FineTunedClassifier(dim).fit(loader, y)
 
 
+def test_fine_tuning_says_what_to_do_with_the_path_of_a_folder(digits, trained):
+    for dim in (DIMTransformer(), trained):
+        with pytest.raises(TypeError, match=r"skdim\.files\.read_images makes one of a folder"):
+            FineTunedClassifier(dim).fit("folder", digits[1])
+
+
 def test_fine_tuning_seeds_a_transformer_that_has_no_seed_of_its_own(digits):
     X, y = digits[0][:40], digits[1][:40]
 

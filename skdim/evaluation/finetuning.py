@@ -168,7 +168,9 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
             raise TypeError(f"X is a DataLoader, but {name} reads images in any order and again: pass its dataset.")
         check_labels_given(y, name)
         classes, labels = encode_labels(column_or_1d(y, warn=True), name)
-        check_consistent_length(X, labels)
+        # The transformer refuses a path, whose length tells nothing, at once.
+        if not isinstance(X, str):
+            check_consistent_length(X, labels)
         if len(labels) < 3:
             raise ValueError(f"Found array with {len(labels)} sample(s) while a minimum of 3 is required by {name}.")
         rng = check_random_state(self.random_state)
