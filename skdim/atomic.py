@@ -26,11 +26,14 @@ def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
     Raises
     ------
     OSError
-        If the file cannot be written. The error names `path`.
+        If the file cannot be written, or what is there is no regular file. The error names `path`.
     """
+    # Where a link leads there is the file to replace, not the link; a device is none.
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
     # Not tempfile, whose files only their owner can read: the mode is the umask's.
     # Cut, because a name may be as long as a name can be.
-    path = path.absolute()
     temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -31,6 +31,12 @@ BLOCK = 256
 CACHE_MARK = b"skdim images "
 # Of the EXIF standard: how a camera was held. From 5 on the sides are swapped.
 ORIENTATION_TAG = 0x0112
+# Of TIFF: bits of each sample, samples of a pixel, and whether they lie in a plane each.
+BITS_TAG, SAMPLES_TAG, PLANES_TAG = 258, 277, 284
+TIFF_HINT = (
+    "For TIFFs that Pillow does not read whole make the array yourself: "
+    "np.stack([tifffile.imread(path) for path in paths])."
+)
 
 
 def is_image_files(X: Any) -> bool:
@@ -84,6 +90,8 @@ def read_images(
     OSError
         If a file cannot be read; FileNotFoundError if there is none. The message names the file and its index. If the
         cache cannot be written.
+    TypeError
+        If an entry is neither a path nor a Pillow image.
     ValueError
         If there are no images, sizes differ, or some images are grey of more than 8 bits and others, or `mode`, are
         not; if `size` or `mode` is none of its kind; if there is a file at `cache` that this function did not write, or
@@ -94,7 +102,8 @@ def read_images(
     UserWarning
         If files have more pages or frames than the first. To have all as images of their own, read them with Pillow:
         ``[page.copy() for page in PIL.ImageSequence.Iterator(image)]``; pages that are channels belong into one array
-        of shape (n, C, H, W). The preview in a photo of a telephone is none.
+        of shape (n, C, H, W). The preview in a photo of a telephone is none. If of a TIFF colours of more than 8 bits
+        are cut, or channels left out.
 
     Examples
     --------
@@ -109,10 +118,15 @@ def read_images(
         raise ValueError(f"size must be two positive integers (height, width) or None, got {size!r}.")
     if isinstance(files, str | os.PathLike):
         files = _files_in(Path(files))
+    if hasattr(files, "columns"):
+        raise TypeError("files must be a folder or a sequence of images, got a table: pass its column of paths.")
     # By position, which in a pandas Series is not the index.
     files = list(files)
     if len(files) == 0:
         raise ValueError("files must name at least one image, got none.")
+    for index, file in enumerate(files):
+        if not isinstance(file, str | os.PathLike) and not is_pillow_image(file):
+            raise TypeError(f"files must be paths or Pillow images, got {file!r:.80} as image {index}.")
     if cache is None:
         shape, dtype, fill = _prepare(files, size, mode, n_jobs)
         images = np.empty(shape, dtype)
@@ -141,8 +155,9 @@ def _prepare(
     parallel = Parallel(n_jobs=n_jobs, require="sharedmem")
     # Headers first: what does not fit together is found before the long work.
     headers = parallel(delayed(_read_header)(index, file) for index, file in enumerate(files))
-    sizes, kinds, n_pages = zip(*headers, strict=True)
+    sizes, kinds, n_pages, losses = zip(*headers, strict=True)
     _warn_of_pages(files, n_pages)
+    _warn_of_losses(files, losses)
     height, width = size or _common_size(files, sizes)
     kind = _common_kind(files, kinds, mode)
 
@@ -159,8 +174,9 @@ def _prepare(
 
 def picture_as_array(image: Any, mode: str | None) -> NDArray[Any]:
     """Return the pixels of a single Pillow image, as `read_images` reads it."""
-    (height, width), kind, n_pages = _read_header(0, image)
+    (height, width), kind, n_pages, loss = _read_header(0, image)
     _warn_of_pages([image], (n_pages,))
+    _warn_of_losses([image], (loss,))
     return _pixels(image, _common_kind([image], (kind,), mode), (width, height))
 
 
@@ -177,7 +193,10 @@ def _pillow() -> Any:
 def _files_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         kind = ValueError if folder.exists() else FileNotFoundError
-        raise kind(f"files must be a folder or a sequence of images, got {str(folder)!r}, which is no folder.")
+        raise kind(
+            f"files must be a folder or a sequence of images, got {str(folder)!r}, which is no folder: a single file "
+            "is [path], a pattern sorted(Path().glob(pattern))."
+        )
     paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     files = sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(folder).parts))
     if not files:
@@ -236,21 +255,37 @@ def _opened(index: int, file: Any) -> Iterator[Any]:
     # A broken file may raise anything in Pillow's decoders.
     except Exception as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
-        raise kind(f"Image {index}, {os.fspath(file)!r}, cannot be read: {error}") from error
+        hint = f". {TIFF_HINT}" if kind is OSError and Path(file).suffix.lower() in (".tif", ".tiff") else ""
+        raise kind(f"Image {index}, {os.fspath(file)!r}, cannot be read: {error}{hint}") from error
 
 
 def _is_size(size: Any) -> bool:
     return np.shape(size) == (2,) and all(isinstance(side, int | np.integer) and side > 0 for side in size)
 
 
-def _read_header(index: int, file: Any) -> tuple[tuple[int, int], str, int]:
-    """Height and width, "L", "RGB" or "deep", and the number of pages, of an image."""
+def _read_header(index: int, file: Any) -> tuple[tuple[int, int], str, int, str]:
+    """Height and width, "L", "RGB" or "deep", the number of pages, and what Pillow leaves out, of an image."""
     with _opened(index, file) as image:
         height, width = image.height, image.width
         if image.getexif().get(ORIENTATION_TAG, 1) >= 5:
             height, width = width, height
         kind = "L" if image.mode in GREY_MODES else "deep" if image.mode in DEEP_MODES else "RGB"
-        return (height, width), kind, _count_pages(image)
+        return (height, width), kind, _count_pages(image), _find_loss(image)
+
+
+def _find_loss(image: Any) -> str:
+    """Tell what Pillow loses of the values in a TIFF, and refuse what it would take for others."""
+    # Not isinstance, which would need Pillow's module for them.
+    tags = getattr(image, "tag_v2", {})
+    n_bits, n_samples = max(tags.get(BITS_TAG, (8,))), tags.get(SAMPLES_TAG, 1)
+    is_colour = image.mode in CHANNELS or image.mode == "RGBX"
+    if is_colour and n_bits > 8 and tags.get(PLANES_TAG) == 2:
+        raise ValueError(f"Pillow does not read colours of {n_bits} bits that lie in planes")
+    if is_colour and n_bits > 8:
+        return f"colours of {n_bits} bits, which are cut to 8"
+    if n_samples > len(image.getbands()):
+        return f"{n_samples} channels, of which only {len(image.getbands())} can be read"
+    return ""
 
 
 def _count_pages(image: Any) -> int:
@@ -274,6 +309,14 @@ def _warn_of_pages(files: Sequence[Any], n_pages: tuple[int, ...]) -> None:
             "[page.copy() for page in PIL.ImageSequence.Iterator(image)]. If the pages are channels, make one array of "
             "shape (n, C, H, W) of them."
         )
+
+
+def _warn_of_losses(files: Sequence[Any], losses: tuple[str, ...]) -> None:
+    index = next((index for index, loss in enumerate(losses) if loss), None)
+    if index is not None:
+        more = sum(map(bool, losses)) - 1
+        others = f", and so have {more} more" if more else ""
+        warn(f"Image {index}, {files[index]!r}, has {losses[index]}{others}. {TIFF_HINT}")
 
 
 def _common_size(files: Sequence[Any], sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:

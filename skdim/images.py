@@ -1,7 +1,8 @@
 """From any accepted array to checked images: all errors about the input are raised here, before any work."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isqrt, prod
 from typing import Any
@@ -221,11 +222,13 @@ def as_array(X: Any, name: str) -> Any:
     if sparse.issparse(X):
         return X
     if hasattr(X, "columns"):
+        _refuse_frame_of_images(X, name)
         for dtype in getattr(X, "dtypes", ()):
             if getattr(dtype, "kind", "") in ("m", "M"):
                 raise TypeError(f"{name} expects numbers, got a column of dtype {dtype}.")
         return X
     if isinstance(X, list | tuple):
+        _refuse_gaps(X, name)
         # Each would lose something in NumPy's hands: a tensor its gradient, a masked array its mask.
         special = torch.Tensor | np.ma.MaskedArray
         X = [as_array(image, name) if isinstance(image, special) else image for image in X]
@@ -251,8 +254,45 @@ def as_array(X: Any, name: str) -> Any:
     return X
 
 
+def _refuse_frame_of_images(frame: Any, name: str) -> None:
+    """Say what to pass instead of a DataFrame whose only column has paths or arrays in its cells."""
+    # Other tables than pandas' and polars' may have no head.
+    if len(frame.columns) != 1 or not hasattr(frame, "head"):
+        return
+    for cell in np.asarray(frame.head(1)).ravel():
+        if np.ndim(cell) or (is_image_files([cell]) and not _is_number(cell)):
+            raise TypeError(
+                f"{name} expects numbers, or a column of images or their paths: pass the column itself, "
+                f"X[{frame.columns[0]!r}], in place of a DataFrame."
+            )
+
+
+def _refuse_gaps(entries: Sequence[Any], name: str) -> None:
+    """Name what is neither a path nor a Pillow image among such."""
+    is_file = [is_image_files([entry]) for entry in entries]
+    if any(is_file) and not all(is_file):
+        index = is_file.index(False)
+        raise TypeError(
+            f"{name} expects paths or Pillow images throughout, or none: entry {index} is {entries[index]!r:.80}."
+        )
+
+
+def _is_number(entry: Any) -> bool:
+    with suppress(TypeError, ValueError):
+        float(entry)
+        return True
+    return False
+
+
 def _stack(rows: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
     """Make one array of a list of images or rows, or say which one differs."""
+    dtypes = [getattr(row, "dtype", None) for row in rows]
+    other = next((i for i, dtype in enumerate(dtypes) if (dtype == np.uint8) != (dtypes[0] == np.uint8)), None)
+    if other is not None:
+        raise ValueError(
+            "All images must be uint8 or none, because uint8 images are scaled by 1/255 and others are not: image 0 is "
+            f"{dtypes[0]}, image {other} is {dtypes[other]}."
+        )
     try:
         return np.asarray(rows)
     except ValueError as error:
@@ -281,6 +321,21 @@ def _validate(estimator: BaseEstimator, X: Any, reset: bool, min_samples: int) -
             )
     except OverflowError as error:
         raise ValueError("Input X contains a value too large for dtype('float32').") from error
+    except ValueError as error:
+        what = str(error).splitlines()[0]
+        index = _first_not_finite(X) if what.startswith("Input X contains") else None
+        if index is None:
+            raise
+        # In place of advice on imputing columns.
+        raise ValueError(f"{what.rstrip('.')}, in image {index}.") from error
+
+
+def _first_not_finite(X: Any) -> int | None:
+    with np.errstate(over="ignore"), suppress(TypeError, ValueError):
+        for index, row in enumerate(np.asarray(X)):
+            if not np.isfinite(np.asarray(row, dtype=np.float32)).all():
+                return index
+    return None
 
 
 def _guess_shape(n_features: int) -> ImageShape:
@@ -333,10 +388,10 @@ def _infer_layout(
             f"images of shape {image_shape}{hint}."
         )
     if len(array_shape) == 4 and data_format == "auto":
-        # A cube has the same image shape either way. Else the channels are the axis shorter than both others, and
-        # 1 x 1 x p is a signal.
-        channels_first = a < min(b, c) or (a == b == 1 and c > 1)
-        channels_last = c < min(a, b)
+        # A cube has the same image shape either way. Else the channels are the axis shorter than both others, by half
+        # where those are not the sides of a square, and 1 x 1 x p is a signal.
+        channels_first = (a < min(b, c) and (b == c or 2 * a <= c)) or (a == b == 1 and c > 1)
+        channels_last = c < min(a, b) and (a == b or 2 * c <= a)
         if (a == b == c > 1) or (image_shape is None and channels_first == channels_last):
             raise ValueError(
                 f"The layout of X with shape {array_shape} is ambiguous: set data_format to 'channels_first' or "

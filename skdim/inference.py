@@ -1,6 +1,6 @@
 """Encoding all images, in batches of one size, and scoring their locations."""
 
-from math import log
+from math import log, log2, prod
 from typing import Any
 
 import torch
@@ -12,15 +12,17 @@ from skdim.devices import full_float32, is_out_of_memory, usual_torch
 from skdim.discriminators import Critic
 from skdim.encoders import mean_over_map, read_layers
 from skdim.encoders.blocks import evaluating
-from skdim.images import Images
+from skdim.images import Images, ImageShape
 from skdim.loaders import LoadedImages
 from skdim.model import InfoMaxModel
 from skdim.sources import MappedPages
 
 __all__ = ["encode", "local_scores"]
 
-# Images a batch. On the CPU larger batches bring nothing; on CUDA the batch shrinks where memory is short.
+# Images a batch. On the CPU larger batches bring nothing, nor do more pixels; on CUDA the batch shrinks where memory is
+# short.
 CPU_BATCH = 128
+CPU_PIXELS = 1 << 18
 CUDA_BATCH = 1024
 # Most of an output that is put into pinned memory.
 PINNED_BYTES = 1 << 28
@@ -68,7 +70,7 @@ def encode(
         else torch.from_numpy(out)
     )
     pages = None if out is None else MappedPages(out)
-    batch_size = CUDA_BATCH if on_cuda else CPU_BATCH
+    batch_size = CUDA_BATCH if on_cuda else _cpu_batch(images.shape)
     start = 0
     with usual_torch(standardize.device), torch.inference_mode(), full_float32:
         for rest in images.chunks(batch_size):
@@ -89,6 +91,11 @@ def encode(
         # Not all of the device, which would break what another thread may be recording on it.
         torch.cuda.current_stream(standardize.device).synchronize()
     return output
+
+
+def _cpu_batch(image_shape: ImageShape) -> int:
+    # A power of two, as kernels like it; nothing but the shape counts, so that all batches of an encoder have one size.
+    return min(CPU_BATCH, 1 << max(0, round(log2(CPU_PIXELS / prod(image_shape[1:])))))
 
 
 def _encode_batch(encoder: nn.Module, standardize: Standardizer, batch: Tensor, layer: str, batch_size: int) -> Tensor:

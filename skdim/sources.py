@@ -338,6 +338,8 @@ class _Items:
         if isinstance(image, torch.Tensor):
             array = tensor_as_array(image, self._name)
         else:
+            if np.ma.is_masked(image):
+                raise TypeError(f"{self._name} does not support masked arrays; fill the masked values first.")
             array = picture_as_array(image, self._mode) if is_pillow_image(image) else np.asarray(image)
         if array.dtype.kind not in "biuf":
             raise TypeError(f"{self._name} expects images of numbers, got {type(image).__name__} as item {index} of X.")

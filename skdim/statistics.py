@@ -69,11 +69,11 @@ def channel_statistics(
     # Far below the resolution of float32 a spread is rounding, not signal.
     constant = std <= np.maximum(1e-7 * np.abs(mean), SMALLEST_SPREAD)
     if constant.all():
-        warn("All images are constant: there is nothing to learn from X.")
+        warn("All images are constant, as far as float32 tells: there is nothing to learn from X.")
     elif constant.any():
         warn(
-            f"X has the same value everywhere in {_listed(np.flatnonzero(constant))}, of which nothing can be learned: "
-            "transform leaves out what is there."
+            f"X has the same value everywhere, as far as float32 tells, in {_listed(np.flatnonzero(constant))}: "
+            "nothing can be learned of that, and transform leaves out what is there."
         )
     scale = 255.0 if images.dtype == np.uint8 else 1.0
     return (mean / scale).astype(np.float32), np.where(constant, np.inf, std / scale).astype(np.float32)

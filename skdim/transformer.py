@@ -232,8 +232,9 @@ class DIMTransformer(
 
     random_state : int, RandomState instance or None, default=None
         Draws initial weights and all that is drawn in training. An int gives the same bits on the same machine with the
-        same number of threads, on CUDA only with ``torch.use_deterministic_algorithms(True)``; with None the seed is drawn from NumPy's global generator. Images of up to 256 values
-        are always computed on one thread, so that searches over them give the same bits for any `n_jobs`.
+        same number of threads, on CUDA only with ``torch.use_deterministic_algorithms(True)``; with None the seed is
+        drawn from NumPy's global generator. Images of up to 256 values are always computed on one thread, so that
+        searches over them give the same bits for any `n_jobs`.
 
     verbose : int, default=0
         With 1, training shows a bar on a terminal or in a notebook: epochs, losses, images a second and the time left.

@@ -232,6 +232,8 @@ def check_augmentation(augmentation: str | Augmentation | None, images: Tensor) 
     if augmentation is None or augmentation == "standard":
         return None if augmentation is None else StandardAugmentation()
     assert callable(augmentation)
+    if isinstance(augmentation, type):
+        raise ValueError(f"augmentation must be called with images: pass an instance, {augmentation.__name__}(...).")
     views = augmentation(images.clone(), torch.Generator(images.device).manual_seed(0))
     if not isinstance(views, Tensor):
         raise ValueError(f"augmentation must return a tensor of images, got {type(views).__name__}.")

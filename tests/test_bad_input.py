@@ -17,6 +17,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from skdim import DIMTransformer
+from skdim.views import StandardAugmentation
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.random((10, 16))
@@ -47,8 +48,8 @@ BAD_INPUTS = {
         "Found array with 0 feature(s) (shape=(10, 0)) while a minimum of 1",
     ),
     "no pixels": (np.empty((10, 3, 0, 2)), ValueError, "Found array with 0 feature(s) (shape=(10, 3, 0, 2))"),
-    "NaN": (with_value(np.nan), ValueError, "Input X contains NaN."),
-    "NaN in images": (np.where(IMAGES == 7, np.nan, IMAGES), ValueError, "Input X contains NaN."),
+    "NaN": (with_value(np.nan), ValueError, "Input X contains NaN, in image "),
+    "NaN in images": (np.where(IMAGES == 7, np.nan, IMAGES), ValueError, "Input X contains NaN, in image "),
     "infinity": (with_value(np.inf), ValueError, "Input X contains infinity or a value too large for dtype('float32')"),
     "minus infinity": (with_value(-np.inf), ValueError, "Input X contains infinity"),
     "beyond float32": (with_value(1e39), ValueError, "Input X contains infinity or a value too large"),
@@ -84,7 +85,7 @@ BAD_INPUTS = {
     "list of tensors of two sizes": ([torch.zeros(3), torch.zeros(4)], ValueError, "image 1 has shape (4,)"),
     "beyond float32 everywhere": (np.full((10, 16), 1e308), ValueError, "too large for dtype('float32')"),
     "beyond float64": (np.full((10, 16), np.longdouble("1e4000")), ValueError, "too large for dtype('float32')"),
-    "float16 NaN": (np.full((10, 16), np.nan, dtype=np.float16), ValueError, "Input X contains NaN."),
+    "float16 NaN": (np.full((10, 16), np.nan, dtype=np.float16), ValueError, "Input X contains NaN, in image "),
     "time spans": (ROWS.astype("m8[s]"), TypeError, "expects numbers, got an array of dtype timedelta64[s]"),
     "void": (np.zeros((10, 2), dtype="V8"), TypeError, "expects numbers, got an array of dtype |V8"),
     "list of masked": ([np.ma.masked_less(ROWS[0], 0.5)] * 3, TypeError, "does not support masked arrays"),
@@ -182,14 +183,14 @@ def test_cubes_of_another_shape(fitted):
         ((8, 8, 3), (3, 8, 8)),
         ((1, 1, 10), (1, 1, 10)),
         ((28, 28, 1), (1, 28, 28)),
-        ((13, 16, 20), (13, 16, 20)),
+        ((13, 16, 26), (13, 16, 26)),
     ],
 )
 def test_layouts_with_one_reading(shape, image_shape):
     assert DIMTransformer(n_components=2, max_epochs=0).fit(RNG.random((2, *shape))).image_shape_ == image_shape
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 5, 1), (16, 16, 16), (8, 4, 4)])
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 5, 1), (16, 16, 16), (8, 4, 4), (3, 26, 5), (26, 24, 25)])
 def test_layouts_with_two_readings(shape):
     refuses(DIMTransformer().fit, RNG.random((2, *shape)), ValueError, "is ambiguous")
     channels_first = DIMTransformer(n_components=2, max_epochs=0, data_format="channels_first")
@@ -392,6 +393,23 @@ def test_cuda_where_there_is_none():
     )
 
 
+def test_images_of_which_only_some_are_bytes_are_refused():
+    images = [IMAGES[0], IMAGES[1], IMAGES[2].astype(np.uint16)]
+    refuses(DIMTransformer().fit, images, ValueError, "image 0 is uint8, image 2 is uint16")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, object])
+def test_the_image_that_is_not_finite_is_named(dtype):
+    for value, message in ((np.nan, "Input X contains NaN, in image 3."), (np.inf, "dtype('float32'), in image 3.")):
+        refuses(DIMTransformer().fit, with_value(value, dtype), ValueError, message)
+        refuses(DIMTransformer().fit, with_value(value, dtype).reshape(10, 1, 4, 4), ValueError, message)
+
+
+def test_a_class_is_no_augmentation():
+    dim = DIMTransformer(augmentation=StandardAugmentation)
+    refuses(dim.fit, ROWS, ValueError, "augmentation must be called with images: pass an instance, Standard")
+
+
 def test_unknown_device():
     refuses(DIMTransformer(device="tpu").fit, ROWS, ValueError, "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got")
 
@@ -499,7 +517,7 @@ def test_a_channel_that_was_constant_is_left_out_whatever_comes_of_it(dtype, tmp
     X = RNG.integers(0, 100, (40, 3, 8, 8)).astype(dtype)
     X[:, 1] = 100
     dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0)
-    with pytest.warns(UserWarning, match="X has the same value everywhere in channel 1, of which nothing") as caught:
+    with pytest.warns(UserWarning, match="X has the same value everywhere.* in channel 1: nothing") as caught:
         dim.fit(X)
     assert caught[0].filename == __file__
     assert np.isinf(dim.std_).tolist() == [False, True, False]

@@ -406,3 +406,18 @@ def test_without_matplotlib_the_error_says_what_to_install(fitted, colour_images
         TrainingCurveDisplay.from_estimator(fitted)
     with pytest.raises(ImportError, match=r"NeighborsDisplay.from_estimator requires matplotlib"):
         NeighborsDisplay.from_estimator(fitted, colour_images[0], None)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, "NA"])
+def test_images_without_a_label_are_grey(missing):
+    missing = pytest.importorskip("pandas").NA if missing == "NA" else missing
+    y = np.array(["a", missing, "b", "a", missing], dtype=object)
+    coordinates = np.arange(10.0).reshape(5, 2)
+    ax = EmbeddingDisplay(coordinates, y=y).plot().ax_
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["no label", "a", "b"]
+    drawn = [points.get_offsets().tolist() for points in ax.collections]
+    assert drawn == [coordinates[rows].tolist() for rows in ([1, 4], [0, 3], [2])]
+    values = EmbeddingDisplay(coordinates, y=[0.5, np.nan, 0.25, 0.125, np.nan]).plot().ax_.collections
+    assert [len(points.get_offsets()) for points in values] == [2, 3]
+    nothing = EmbeddingDisplay(coordinates, y=[np.nan] * 5).plot().ax_
+    assert [text.get_text() for text in nothing.get_legend().get_texts()] == ["no label"]

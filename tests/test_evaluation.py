@@ -257,6 +257,15 @@ def test_table_has_every_layer_beside_its_controls(all_digits, trained):
     assert row["linear"] == pytest.approx(expected.score(trained.transform(X[1000:]), y[1000:]))
 
 
+def test_few_labels_get_few_components(all_digits):
+    X, y = all_digits
+    dim = DIMTransformer(64, max_epochs=0, random_state=0).fit(X[:60])
+    table = evaluate(dim, X[:60], y[:60], X[1000:], y[1000:], probes=["linear"], layers=["embedding"])
+    pixels, pca = (table[table["features"] == name].iloc[0] for name in ("raw pixels", "PCA"))
+    assert pca["width"] == 15
+    assert pca["linear"] > pixels["linear"] - 0.1
+
+
 def test_table_of_all_probes_in_any_layout(colour_images):
     X, y = colour_images
     dim = DIMTransformer(8, max_epochs=1, random_state=0).set_output(transform="pandas")

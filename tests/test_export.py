@@ -128,7 +128,7 @@ def test_an_encoder_that_does_not_export_is_an_error(encoder, message, tmp_path)
     assert path.read_bytes() == b"before"
 
 
-@pytest.mark.filterwarnings("ignore:X has the same value everywhere in channel 1")
+@pytest.mark.filterwarnings("ignore:X has the same value everywhere")
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_a_channel_that_was_constant(dtype, tmp_path):
     X = IMAGES.astype(dtype)
@@ -136,6 +136,13 @@ def test_a_channel_that_was_constant(dtype, tmp_path):
     dim = fitted(X)
     dim.to_onnx(tmp_path / "dim.onnx")
     assert_same(dim, tmp_path / "dim.onnx", IMAGES.astype(dtype), dim.transform(X))
+
+
+def test_a_small_spread_about_a_large_mean(tmp_path):
+    temperatures = np.random.default_rng(0).normal(300, 0.01, (12, 3, 9, 10)).astype(np.float32)
+    dim = fitted(temperatures)
+    dim.to_onnx(tmp_path / "dim.onnx")
+    assert_same(dim, tmp_path / "dim.onnx", temperatures, dim.transform(temperatures))
 
 
 def test_other_errors(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import os
+import struct
 import sys
 
 import numpy as np
@@ -250,3 +251,71 @@ def test_html_links_to_the_documentation_and_has_a_tooltip_for_every_parameter()
         pass
 
     assert "readthedocs" not in estimator_html_repr(Subclass())
+
+
+def tiff(pixels, planes):
+    """Write colours (H, W, C), or planes of them (C, H, W), as an uncompressed TIFF of one strip a plane."""
+    n_samples, (height, width) = (len(pixels), pixels.shape[1:]) if planes else (pixels.shape[2], pixels.shape[:2])
+    n_extra = n_samples - 3
+    strips = list(pixels) if planes else [pixels]
+    data = b"".join(strip.tobytes() for strip in strips)
+    tags = [
+        (256, 3, [width]),
+        (257, 3, [height]),
+        (258, 3, [8 * pixels.itemsize] * n_samples),
+        (259, 3, [1]),
+        (262, 3, [2]),
+        (273, 4, [8 + index * strips[0].nbytes for index in range(len(strips))]),
+        (277, 3, [n_samples]),
+        (278, 3, [height]),
+        (279, 4, [strip.nbytes for strip in strips]),
+        (284, 3, [2 if planes else 1]),
+        *([(338, 3, [0] * n_extra)] if n_extra else []),
+    ]
+    entries, extra = b"", b""
+    start = 8 + len(data)
+    for tag, kind, values in tags:
+        packed = struct.pack("<" + {3: "H", 4: "I"}[kind] * len(values), *values)
+        if len(packed) > 4:
+            extra_at = start + 2 + 12 * len(tags) + 4 + len(extra)
+            extra += packed
+            packed = struct.pack("<I", extra_at)
+        entries += struct.pack("<HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    return struct.pack("<2sHI", b"II", 42, start) + data + struct.pack("<H", len(tags)) + entries + bytes(4) + extra
+
+
+def test_what_pillow_loses_of_a_tiff_is_said(tmp_path):
+    path = tmp_path / "cells.tif"
+    rng = np.random.default_rng(0)
+    bytes_, words = (rng.integers(0, np.iinfo(dtype).max, (6, 8, 5), dtype=dtype) for dtype in ("u1", "u2"))
+    path.write_bytes(tiff(bytes_[..., :3].copy(), planes=False))
+    assert np.array_equal(read_images([path])[0], bytes_[..., :3])
+    path.write_bytes(tiff(bytes_, planes=False))
+    with pytest.warns(UserWarning, match=r"has 5 channels, of which only 3 can be read.*tifffile\.imread"):
+        assert np.array_equal(read_images([path])[0], bytes_[..., :3])
+    path.write_bytes(tiff(words[..., :3].copy(), planes=False))
+    with pytest.warns(UserWarning, match=r"has colours of 16 bits, which are cut to 8\. .*tifffile\.imread"):
+        assert np.array_equal(read_images([path])[0], words[..., :3] >> 8)
+    path.write_bytes(tiff(words[..., :3].transpose(2, 0, 1).copy(), planes=True))
+    with pytest.raises(OSError, match=r"Image 0, .*16 bits that lie in planes.*tifffile\.imread"):
+        read_images([path])
+
+
+def test_what_is_no_sequence_of_files(photos, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    _, paths = photos
+    table = pandas.DataFrame({"path": [str(path) for path in paths]})
+    with pytest.raises(TypeError, match="got a table: pass its column of paths"):
+        read_images(table)
+    for frame in (table, pandas.DataFrame({"image": list(np.zeros((3, 8, 8)))})):
+        with pytest.raises(TypeError, match=f"pass the column itself, X\\['{frame.columns[0]}'\\]"):
+            small().fit(frame)
+    with pytest.raises(TypeError, match="paths or Pillow images, got nan as image 1"):
+        read_images([paths[0], np.nan])
+    for gap in (None, np.nan):
+        with pytest.raises(TypeError, match=f"paths or Pillow images throughout, or none: entry 1 is {gap}"):
+            small().fit([paths[0], gap, paths[1]])
+    with pytest.raises(ValueError, match="which is no folder: a single file is"):
+        read_images(paths[0])
+    numbers = pandas.DataFrame({"pixel": ["1.5", "2", "3"]})
+    assert small(max_epochs=0).fit(numbers).n_features_in_ == 1

@@ -1,6 +1,7 @@
 import os
 import pickle
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -236,6 +237,20 @@ def test_what_is_unfit_is_not_saved(tmp_path, monkeypatch):
 def test_no_such_device(tmp_path):
     with pytest.raises(ValueError, match="device must be 'auto'"):
         DIMTransformer.load(saved(fitted(), tmp_path), device="tpu")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links and pipes")
+def test_links_are_followed_and_what_is_no_file_stays(tmp_path):
+    dim, file, link, pipe = fitted(), tmp_path / "v1", tmp_path / "current", tmp_path / "pipe"
+    file.touch()
+    link.symlink_to(file)
+    dim.save(link)
+    assert link.is_symlink()
+    assert np.array_equal(DIMTransformer.load(file).transform(ROWS), dim.transform(ROWS))
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="Not a regular file"):
+        dim.save(pipe)
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize("method", ["save", "to_onnx"])

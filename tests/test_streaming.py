@@ -345,6 +345,21 @@ def test_rows_of_another_width(tmp_path):
         small().fit(ROWS).transform(mapped(ROWS[:, :12], tmp_path))
 
 
+def test_masked_items_of_a_dataset():
+    masked = np.ma.masked_less(ROWS, 0)
+    masked[3, 0] = np.ma.masked
+
+    class Masked(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(masked)
+
+        def __getitem__(self, index):
+            return masked[index]
+
+    with pytest.raises(TypeError, match="does not support masked arrays"):
+        small().fit(Masked())
+
+
 def test_masked_values_on_disk():
     with pytest.raises(TypeError, match="does not support masked arrays"):
         small().fit(OnDisk(np.ma.masked_less(ROWS, 0)))

@@ -32,7 +32,7 @@ class EmbeddingDisplay:
         Where to draw each image.
     y : array-like of shape (n,), default=None
         Classes, which get a legend, or continuous values, which get a colour bar, as more than 48 different integers
-        do.
+        do. Images whose entry is None, NaN or NA are drawn in grey, below the others.
     pictures : ndarray of shape (n, height, width, 3), default=None
         The images, for thumbnails, in [0, 1].
     axis_labels : tuple of str, default=("", "")
@@ -182,12 +182,21 @@ class EmbeddingDisplay:
 
         x, y = coordinates.T
         frames = np.full(len(x), "black", dtype=object)
+        known = np.ones(len(x), dtype=bool) if labels is None else ~_are_missing(labels)
+        if not known.all():
+            # Below the others, which come after them.
+            frames[~known] = "lightgrey"
+            scatter(x[~known], y[~known], color="lightgrey", label="no label")
+            assert labels is not None
+            x, y, labels = x[known], y[known], labels[known]
         if labels is None:
             scatter(x, y, color=COLORS[0])
+        elif not len(labels):
+            legend_beside(self.ax_)
         elif _are_classes(labels):
             for i, label in enumerate(np.unique(labels)):
                 is_it = labels == label
-                frames[is_it] = color = COLORS[i % len(COLORS)]
+                frames[np.flatnonzero(known)[is_it]] = color = COLORS[i % len(COLORS)]
                 marker = MARKERS[i // 5 % len(MARKERS)]
                 scatter(x[is_it], y[is_it], color=color, marker=marker, label=str(label))
             legend_beside(self.ax_)
@@ -226,6 +235,11 @@ def _checked_labels(y: ArrayLike | None, coordinates: NDArray[Any]) -> NDArray[A
     labels: NDArray[Any] = column_or_1d(np.asarray(y))
     check_consistent_length(coordinates, labels)
     return labels
+
+
+def _are_missing(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Find None, NaN and pandas' NA, which is neither equal to itself nor not."""
+    return np.array([each is None or (each != each) is not False for each in labels.tolist()], dtype=bool)
 
 
 def _are_classes(labels: NDArray[Any]) -> bool:

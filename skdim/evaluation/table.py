@@ -36,8 +36,8 @@ def evaluate(
 
     Each probe is fitted on the training images' features and labels; whatever it chooses, it chooses on a split of
     them. The test images only yield the accuracies. Beside the transformer stand raw pixels; principal components, as
-    many as each layer is wide but no more than there are; and the untrained encoder, which is the transformer with
-    ``max_epochs=0`` and the same `random_state`.
+    many as each layer is wide but at most one for four training images; and the untrained encoder, which is the
+    transformer with ``max_epochs=0`` and the same `random_state`.
 
     Parameters
     ----------
@@ -123,7 +123,10 @@ def _representations(
     """Yield title, layer and features of training and test images; one at a time, because they may be large."""
     pixels_train, pixels_test = _pixels(dim, X_train), _pixels(dim, X_test)
     yield "raw pixels", None, pixels_train, pixels_test
-    widths = {min(int(np.prod(dim._layer_shapes[layer])), *pixels_train.shape) for layer in layers}
+    n_images, n_pixels = pixels_train.shape
+    # Standardised, components of a few images each are noise that drowns the others.
+    most = max(1, min(n_pixels, n_images // 4))
+    widths = {min(int(np.prod(dim._layer_shapes[layer])), most) for layer in layers}
     pca = PCA(max(widths), random_state=seed).set_output(transform="default").fit(pixels_train)
     pixels_train, pixels_test = pca.transform(pixels_train), pca.transform(pixels_test)
     for width in sorted(widths):
