@@ -756,3 +756,18 @@ def test_images_that_change_while_fit_runs_give_finite_embeddings_and_are_never_
     dim = DIMTransformer(4, mi_units=4, max_epochs=2, callbacks=[Overwrite(X)], random_state=0).fit(X)
     assert np.isfinite(dim.transform(before)).all()
     assert not np.array_equal(X, before)
+
+
+def test_small_differences_on_a_large_background_are_signal():
+    rng = np.random.default_rng(0)
+    X = (1000 + 0.05 * rng.standard_normal((50, 1, 8, 8))).astype(np.float32)
+    dim = DIMTransformer(n_components=4, max_epochs=0).fit(X)
+    assert dim.std_[0] == pytest.approx(0.05, rel=0.05)
+
+
+def test_images_from_all_over_tell_the_range():
+    X = np.random.default_rng(0).random((100, 1, 8, 8), dtype=np.float32)
+    dim = DIMTransformer(n_components=4, max_epochs=0).fit(X)
+    half_dark = X.copy()
+    half_dark[:50] /= 1e5
+    dim.transform(half_dark)  # A warning would be an error.

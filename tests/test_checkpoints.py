@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import stat
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from skorch.callbacks import Callback, EarlyStopping, Freezer, LRScheduler
 from torch import nn
 
 from skdim import DIMTransformer
-from skdim.checkpoints import describe
+from skdim.checkpoints import describe, describe_images
+from skdim.encoders import DCGANEncoder
+from skdim.images import check_images
 from skdim.net import CHECK_EVERY
 
 
@@ -549,3 +552,70 @@ def test_equal_parameters_have_equal_descriptions_and_others_others():
     assert first == again
     descriptions = [json.dumps(each) for each in json.loads(first)]
     assert len(set(descriptions)) == len(descriptions)
+
+
+class Slotted:
+    __slots__ = ("strength",)
+
+    def __init__(self, strength):
+        self.strength = strength
+
+
+def with_default(strength):
+    def augment(images, generator, strength=strength):
+        return strength * images
+
+    return augment
+
+
+def with_keyword(strength):
+    def augment(images, generator, *, strength=strength):
+        return strength * images
+
+    return augment
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        with_default,
+        with_keyword,
+        Slotted,
+        lambda strength: partial(with_default, strength=strength),
+        lambda strength: np.array([strength / 3, "a"], dtype=object),
+    ],
+    ids=["default", "keyword", "slots", "partial", "objects"],
+)
+def test_descriptions_tell_parameters_apart_by_all_that_they_hold(make):
+    assert describe(make(1)) == describe(make(1))
+    assert describe(make(1)) != describe(make(2))
+
+
+def test_the_same_numbers_in_images_of_another_shape_are_other_images():
+    X = np.random.default_rng(0).random((6, 1, 8, 8), dtype=np.float32)
+    options = {"image_shape": None, "data_format": "channels_first", "reset": True}
+    tall, flat = (
+        describe_images(check_images(DIMTransformer(), images, **options)) for images in (X, X.reshape(6, 1, 4, 16))
+    )
+    assert tall != flat
+
+
+class Tempered(nn.Module):
+    def __init__(self, temperature):
+        super().__init__()
+        self.layer = nn.Identity()
+        self.temperature = temperature
+
+
+def test_modules_are_told_apart_by_attributes_that_their_repr_does_not_show():
+    assert describe(Tempered(1.0)) == describe(Tempered(1.0)) != describe(Tempered(2.0))
+
+
+def test_a_divergence_names_the_term_and_not_their_sum(digits):
+    class Broken(DCGANEncoder):
+        def forward(self, images):
+            embedding, features = super().forward(images)
+            return embedding + (torch.nan if self.training else 0), features
+
+    with pytest.raises(FloatingPointError, match=r"The loss term '(local|prior|prior_discriminator)' is nan"):
+        small(encoder=Broken).fit(digits[0])

@@ -96,3 +96,14 @@ def test_features_that_say_where_they_are_are_learned():
     chance = np.mean([math.log(4), math.log(5), math.log(7), math.log(9)])
     assert losses[0] == pytest.approx(chance, abs=0.5)
     assert losses[-1] < 0.3
+
+
+def test_the_loss_of_bfloat16_logits_is_computed_in_float32():
+    torch.manual_seed(0)
+    model = CoordinatePredictor((3, 4, 5), 2, 6)
+    features, embedding, partner = torch.randn(3, 3, 4, 5), torch.randn(3, 2), torch.randperm(20)
+    exact = model.loss(features, embedding, partner)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(features, embedding, partner)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.01)

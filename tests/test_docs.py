@@ -1,3 +1,4 @@
+import ast
 import doctest
 import importlib
 import inspect
@@ -81,3 +82,23 @@ def test_examples_in_docstrings_run(name):
     results = doctest.testmod(importlib.import_module(name))
     assert results.attempted
     assert not results.failed
+
+
+def test_documented_defaults_are_the_defaults():
+    n_compared = 0
+    for module in map(importlib.import_module, PUBLIC):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if not (inspect.isfunction(thing) or (inspect.isclass(thing) and not issubclass(thing, Exception))):
+                continue
+            signature = inspect.signature(thing).parameters
+            for names, text in re.findall(r"^ *(\w+(?:, \w+)*) : .*\bdefault=(.+)$", thing.__doc__, re.MULTILINE):
+                values = text.split(" and ") if ", " in names else [text]
+                for parameter, value in zip(names.split(", "), values, strict=True):
+                    try:
+                        documented = ast.literal_eval(value)
+                    except (SyntaxError, ValueError):
+                        continue  # "all of them", for one
+                    assert signature[parameter].default == documented, f"{name}: {parameter}"
+                    n_compared += 1
+    assert n_compared > 60

@@ -21,6 +21,7 @@ from skdim.encoders import (
     InvalidEncoderError,
     LayerEncoder,
     ResNetEncoder,
+    StandardizedEncoder,
     layer_shapes,
     local_features,
     make_encoder,
@@ -658,7 +659,14 @@ def test_a_wrong_encoder_is_told_the_shapes():
 @pytest.mark.parametrize(("name", "precision"), [*((name, "bfloat16") for name in NEW), ("resnet_folded", "float32")])
 def test_fit(colour_images, name, precision):
     X = colour_images[0][:, :, :6, :5]
-    params = {"max_epochs": 1, "batch_size": 32, "mi_units": 8, "precision": precision, "random_state": 0}
+    params = {
+        "data_format": "channels_first",
+        "max_epochs": 1,
+        "batch_size": 32,
+        "mi_units": 8,
+        "precision": precision,
+        "random_state": 0,
+    }
     dim = DIMTransformer(6, encoder=name, output_layer="hidden", **params).fit(X)
     assert math.isfinite(dim.loss_curve_[-1])
     Z = dim.transform(X)
@@ -685,3 +693,35 @@ def test_a_state_dict_holds_the_whole_encoder(encoder_class, kwargs, multiple_gl
             torch.testing.assert_close(value, expected)
         # Both outputs are in the layout that the critics compute fastest in.
         assert other(images)[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_standardized_encoder_standardises_over_images_and_locations():
+    class Stub(nn.Module):
+        def forward(self, images):
+            return images, images[:, :1]
+
+    maps = 3 + 2 * torch.randn(5, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    encoder = StandardizedEncoder(Stub(), 3)
+    assert not [*encoder.parameters()]
+    for embedding, dims in ((maps, (0, 2, 3)), (maps[:, :, 0, 0], 0)):
+        variance, mean = torch.var_mean(embedding, dims, correction=0, keepdim=True)
+        torch.testing.assert_close(encoder(embedding)[0], (embedding - mean) / (variance + 1e-5).sqrt())
+
+
+@pytest.mark.parametrize("multiple_globals", [False, True])
+def test_hidden_layers_have_batch_norm_and_relu(multiple_globals):
+    head = DCGANEncoder((1, 16, 16), 4, multiple_globals=multiple_globals).hidden
+    kinds = [type(layer).__name__ for layer in head]
+    assert kinds == (
+        ["Identity", "Conv2d", "BatchNorm2d", "ReLU"]
+        if multiple_globals
+        else ["FlattenMap", "Linear", "BatchNorm1d", "ReLU"]
+    )
+
+
+@pytest.mark.parametrize(("side", "n_strided"), [(32, 0), (40, 0), (48, 1), (64, 1), (88, 1), (96, 2)])
+def test_resnet_halves_once_more_for_each_doubling_beyond_32_to_the_nearest(side, n_strided):
+    with torch.device("meta"):
+        encoder = ResNetEncoder((3, side, side), 4)
+    stem = [layer for layer in encoder.local if isinstance(layer, nn.Sequential)]
+    assert len(stem) == 1 + n_strided

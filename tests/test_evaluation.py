@@ -18,7 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from skorch import NeuralNetClassifier
 from skorch.callbacks import EarlyStopping
+from torch import nn
 
 from skdim import DIMTransformer
 from skdim.evaluation import (
@@ -35,6 +37,9 @@ from skdim.evaluation import (
     retrieval_scorer,
     total_correlation_bound,
 )
+from skdim.evaluation.inputs import validation_split
+from skdim.evaluation.networks import MLP, Samples, train
+from skdim.evaluation.probes import PROBES
 
 
 @pytest.fixture(scope="module")
@@ -763,3 +768,399 @@ def test_what_a_reconstruction_refuses_before_it_embeds(digits, trained, monkeyp
         reconstruction_ms_ssim(trained, X[:2], X)
     with pytest.raises(ValueError, match=r"images of at least 3 x 3, got 2 x 32"):
         reconstruction_ms_ssim(thin, X, X)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_reconstructions_are_compared_on_the_range_of_the_training_images(digits, monkeypatch, dtype):
+    X = digits[0].astype(dtype)
+    train, test = X[:100] + dtype(3), X[100:160] * dtype(2)
+    compared = []
+
+    def record(drawn, images, *, data_range):
+        compared.append((drawn, images, data_range))
+        return torch.ones(len(drawn))
+
+    monkeypatch.setattr("skdim.evaluation.reconstruction.ms_ssim", record)
+    dim = DIMTransformer(8, max_epochs=0, random_state=0).fit(train)
+    reconstruction_ms_ssim(dim, train, test, max_epochs=1, random_state=0)
+    ((drawn, images, data_range),) = compared
+    low, high = (0, 255) if dtype == np.uint8 else (3, 19)
+    np.testing.assert_allclose(
+        images.flatten(1).numpy(), (test.astype(np.float32) - low) / (high - low), rtol=1e-5, atol=1e-6
+    )
+    assert data_range == 1.0
+    # Hardly trained, the decoder draws values beyond the range, too, which are clipped.
+    assert drawn.min() == 0
+    assert drawn.max() <= 1
+
+
+def test_a_decoder_stops_by_images_that_it_is_not_trained_on(digits, monkeypatch):
+    parts = []
+
+    def record(net_class, module, training, validation, **params):
+        parts.extend([training.rows, validation.rows])
+        module.eval()
+
+    monkeypatch.setattr("skdim.evaluation.reconstruction.train", record)
+    X = digits[0][:105]
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+    reconstruction_ms_ssim(dim, X, X[:5], random_state=0)
+    training, validation = parts
+    assert len(validation) == 11
+    assert sorted([*training, *validation]) == list(range(105))
+
+
+def test_the_scorer_without_labels_weighs_directions_by_what_two_crops_share():
+    rng = np.random.default_rng(0)
+    # Images of one colour each, which all crops of them have.
+    X = np.repeat(rng.random((200, 3)), 64, axis=1).astype(np.float32).reshape(200, 3, 8, 8)
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+
+    def transform(X):
+        colours = X.reshape(len(X), 3, -1).mean(axis=2)
+        return np.hstack([colours, rng.standard_normal((len(X), 40))]).astype(np.float32)
+
+    dim.transform = transform
+    assert retrieval_scorer(dim, X) > 0.6
+
+
+def test_the_scorer_without_labels_sees_crops_of_the_sizes_that_it_says():
+    X = np.broadcast_to(np.arange(32, dtype=np.float32), (300, 1, 32, 32)) + 0.0
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+    seen = []
+
+    def transform(X):
+        seen.append(X.reshape(len(X), 32, 32)[:, 16])
+        return X[:, :4]
+
+    dim.transform = transform
+    retrieval_scorer(dim, X)
+    rows = np.concatenate(seen)
+    # A pixel of a crop is as wide as the crop is a share of the image.
+    sides = np.diff(rows, axis=1)[:, 8:24].mean(axis=1)
+    assert sides.min() == pytest.approx(0.4, abs=0.02)
+    assert sides.max() == pytest.approx(1, abs=0.02)
+
+
+def test_of_equally_good_regularisations_the_linear_probe_takes_the_strongest():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 100)
+    X = rng.standard_normal((100, 5)) + 20 * y[:, None]
+    for Cs in ((1e-3, 1.0, 100.0), (100.0, 1e-3, 1.0)):
+        assert LinearProbe(Cs=Cs, random_state=0).fit(X, y).C_ == 1e-3
+
+
+def test_the_linear_probe_ends_its_path_where_the_accuracy_falls(monkeypatch):
+    tried = []
+    minimize = LinearProbe._minimize
+
+    def watched(self, samples, targets, C, start):
+        tried.append(C)
+        return minimize(self, samples, targets, C, start)
+
+    monkeypatch.setattr(LinearProbe, "_minimize", watched)
+    # Many features tell the class, with noise: weak regularisation learns the noise by heart.
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 1000)
+    X = rng.standard_normal((1000, 400)) + 0.1 * y[:, None]
+    probe = LinearProbe(random_state=0).fit(X[:400], y[:400])
+    *path, last = tried
+    print(path, last)
+    assert last == probe.C_
+    assert path == sorted(path)
+    assert max(path) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("linear", LinearProbe(device="cpu", random_state=3)),
+        ("svm", LinearProbe("squared_hinge", device="cpu", random_state=3)),
+        ("mlp", MLPProbe(device="cpu", random_state=3)),
+        ("classifier", MLPProbe((15, 10), dropout=0.0, batch_norm_logits=True, device="cpu", random_state=3)),
+    ],
+)
+def test_the_probes_of_a_table_are_those_that_it_names(name, expected):
+    probe = PROBES[name]("cpu", 3)
+    assert type(probe) is type(expected)
+    assert probe.get_params() == expected.get_params()
+
+
+def test_neighbours_are_those_of_least_angle_and_have_a_vote_each():
+    rng = np.random.default_rng(0)
+    # Lengths of all sizes: of two directions the nearer point is often the one of the wider angle.
+    Z = rng.standard_normal((200, 3)) * rng.lognormal(0, 2, (200, 1))
+    y = (Z[:, 0] > np.median(Z[:, 0])).astype(int)
+    probe = knn_probe(5).fit(Z[:150], y[:150])
+    S = (Z - Z[:150].mean(0)) / Z[:150].std(0)
+    S /= np.linalg.norm(S, axis=1, keepdims=True)
+    nearest = np.argsort(-S[150:] @ S[:150].T, axis=1)[:, :5]
+    assert np.array_equal(probe.predict(Z[150:]), (y[:150][nearest].mean(axis=1) > 0.5).astype(int))
+
+
+@pytest.mark.parametrize(
+    ("probe", "changes"),
+    [
+        (
+            MLPProbe(max_epochs=2, random_state=0),
+            [
+                {"lr": 0.01},
+                {"dropout": 0.5},
+                {"batch_size": 32},
+                {"validation_fraction": 0.3},
+                {"batch_norm_logits": True},
+            ],
+        ),
+        (
+            LinearProbe(Cs=(1e-3, 1.0), random_state=0),
+            [{"max_iter": 1}, {"loss": "squared_hinge"}, {"validation_fraction": 0.5}],
+        ),
+        (
+            FineTunedClassifier(DIMTransformer(4, max_epochs=0, random_state=0), max_epochs=2, random_state=0),
+            [{"lr": 0.01}, {"encoder_lr": 0.01}, {"dropout": 0.5}, {"batch_size": 32}, {"validation_fraction": 0.3}],
+        ),
+    ],
+    ids=["mlp", "linear", "fine-tuned"],
+)
+def test_each_parameter_of_a_classifier_counts(digits, probe, changes):
+    X, y = digits[0][:100], digits[1][:100]
+
+    def outputs(**params):
+        fitted = clone(probe).set_params(**params).fit(X, y)
+        return (fitted.decision_function if isinstance(probe, LinearProbe) else fitted.predict_proba)(X)
+
+    usual = outputs()
+    assert [change for change in changes if np.array_equal(outputs(**change), usual)] == []
+
+
+def test_the_scorer_without_labels_is_not_scored_on_what_it_has_learned_from(digits):
+    X, _ = digits
+    # 64 directions, learned from 60 images, fit these by heart.
+    dim = DIMTransformer(max_epochs=0, random_state=0).fit(X[:120])
+    calls = iter(range(10))
+    dim.transform = lambda X: np.random.default_rng(next(calls)).standard_normal((len(X), 64)).astype(np.float32)
+    assert retrieval_scorer(dim, X[:120]) < 0.12
+
+
+def test_the_scorer_without_labels_draws_from_all_images(digits, monkeypatch):
+    monkeypatch.setattr("skdim.evaluation.scorers.MAX_IMAGES", 50)
+    X = digits[0][:200].copy()
+    dim = DIMTransformer(8, max_epochs=0, random_state=0).fit(X)
+    X[:100] = 0
+    # Among images that are all the same none is found again.
+    assert retrieval_scorer(dim, X) > 0.15
+
+
+def test_fine_tuning_stops_early(digits):
+    X = digits[0][:120]
+    y = np.random.default_rng(0).integers(0, 2, 120)  # nothing to learn
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+    classifier = FineTunedClassifier(dim, lr=0.01, patience=2, random_state=0).fit(X, y)
+    losses = [epoch["valid_loss"] for epoch in classifier.history_]
+    assert classifier.n_iter_ == len(losses) == 1 + np.argmin(losses) + 2
+
+
+def test_a_split_smaller_than_the_number_of_classes_is_drawn_without_regard_to_them():
+    rng = np.random.default_rng(0)
+    # Three of thirty samples cannot stand for ten classes.
+    probe = MLPProbe(max_epochs=1, random_state=0).fit(rng.standard_normal((30, 4)), np.arange(30) % 10)
+    assert len(probe.classes_) == 10
+
+
+def test_a_split_has_the_shares_of_the_classes():
+    labels = np.repeat([0, 1, 2], [70, 20, 10])
+    for seed in range(5):
+        first, second = validation_split(labels, 0.2, np.random.RandomState(seed))
+        assert np.bincount(labels[first]).tolist() == [56, 16, 8]
+        assert np.bincount(labels[second]).tolist() == [14, 4, 2]
+
+
+@pytest.mark.parametrize("batch_norm_logits", [False, True])
+def test_the_layers_of_the_mlp_probe(digits, batch_norm_logits):
+    probe = MLPProbe((7, 5), dropout=0.3, batch_norm_logits=batch_norm_logits, max_epochs=1, random_state=0).fit(
+        *digits
+    )
+    hidden = ["Linear", "BatchNorm1d", "ReLU", "Dropout"]
+    last = ["Linear", "BatchNorm1d"] if batch_norm_logits else ["Linear"]
+    assert [type(layer).__name__ for layer in probe.mlp_] == [*hidden, *hidden, *last]
+    assert [layer.out_features for layer in probe.mlp_ if isinstance(layer, nn.Linear)] == [7, 5, 10]
+    assert {layer.p for layer in probe.mlp_ if isinstance(layer, nn.Dropout)} == {0.3}
+
+
+def test_batches_of_a_network_are_drawn_anew_each_epoch():
+    seen = []
+
+    def read(rows):
+        seen.append(rows)
+        return torch.zeros(len(rows), 3)
+
+    def blank(rows):
+        return torch.zeros(len(rows), 3)
+
+    targets = torch.arange(24) % 2
+    parts = Samples(read, np.arange(20), targets), Samples(blank, np.arange(20, 24), targets)
+    params = {"lr": 1e-3, "batch_size": 5, "max_epochs": 2, "patience": 5, "device": torch.device("cpu")}
+    params |= {"criterion": nn.CrossEntropyLoss, "classes": range(2), "random_state": np.random.RandomState(0)}
+    train(NeuralNetClassifier, MLP(3, (4,), 2, 0.0, False), *parts, **params)
+    assert [len(rows) for rows in seen] == [5] * 8
+    first, second = np.concatenate(seen[:4]), np.concatenate(seen[4:])
+    for order in (first, second):
+        assert sorted(order) == list(range(20))
+        assert list(order) != list(range(20))
+    assert list(first) != list(second)
+
+
+def test_a_bound_is_that_of_the_best_epoch_and_training_goes_on_for_five_more(monkeypatch):
+    # Of one epoch after another, and of the held-out samples in the end.
+    bounds = iter([0.1, 0.0, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0, 7.0])
+    seen = []
+
+    def bound(scores, rows, limit, rng):
+        with torch.no_grad():
+            seen.append(scores(torch.arange(50), 1, np.random.RandomState(0))[0])
+        return next(bounds)
+
+    monkeypatch.setattr("skdim.evaluation.information._bound", bound)
+    Z = np.random.default_rng(0).standard_normal((200, 3)).cumsum(axis=1)
+    assert total_correlation_bound(Z, device="cpu", random_state=0) == 7.0
+    assert next(bounds, None) is None
+    assert torch.equal(seen[-1], seen[5])
+    assert not torch.equal(seen[-2], seen[5])
+
+
+def test_no_input_is_paired_with_its_own_embedding_as_if_they_were_independent(monkeypatch):
+    def held_out_bound(critic, last_layer, scores, *rest):
+        with torch.no_grad():
+            positive, negative = scores(torch.arange(2), 50, np.random.RandomState(0))
+        # Of two samples each has one other, in whatever pairing.
+        assert torch.equal(negative, negative[:, :1].expand_as(negative))
+        assert not torch.isclose(negative[:, :1], positive).any()
+        return 3.0
+
+    monkeypatch.setattr("skdim.evaluation.information._held_out_bound", held_out_bound)
+    Z = np.random.default_rng(0).standard_normal((20, 2))
+    assert mutual_information_bound(Z[:, :1], Z[:, 1:], device="cpu", random_state=0) == 3.0
+
+
+def test_independent_dimensions_all_come_from_different_samples(monkeypatch):
+    def held_out_bound(critic, last_layer, scores, *rest):
+        seen = []
+        critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        with torch.no_grad():
+            scores(torch.arange(10), 4, np.random.RandomState(0))
+        joint, product = seen
+        assert all(len(row.unique()) == 1 for row in joint)
+        assert all(len(row.unique()) == 10 for row in product.flatten(0, 1))
+        return 3.0
+
+    monkeypatch.setattr("skdim.evaluation.information._held_out_bound", held_out_bound)
+    # Each dimension says which sample it is from.
+    Z = np.repeat(np.arange(10.0)[:, None], 10, axis=1)
+    assert total_correlation_bound(Z, device="cpu", random_state=0) == 3.0
+
+
+def test_a_network_stops_by_samples_that_it_is_not_trained_on():
+    read = {"training": [], "validation": []}
+
+    def reader(part):
+        return lambda rows: read[part].append(rows) or torch.zeros(len(rows), 3)
+
+    targets = torch.arange(24) % 2
+    parts = (
+        Samples(reader("training"), np.arange(20), targets),
+        Samples(reader("validation"), np.arange(20, 24), targets),
+    )
+    params = {"lr": 1e-3, "batch_size": 5, "max_epochs": 2, "patience": 5, "device": torch.device("cpu")}
+    params |= {"criterion": nn.CrossEntropyLoss, "classes": range(2), "random_state": np.random.RandomState(0)}
+    train(NeuralNetClassifier, MLP(3, (4,), 2, 0.0, False), *parts, **params)
+    assert sorted(np.concatenate(read["training"])) == sorted([*range(20)] * 2)
+    assert sorted(np.concatenate(read["validation"])) == sorted([*range(20, 24)] * 2)
+
+
+def test_fine_tuning_leaves_a_transformer_that_is_not_fitted_as_it_is(digits):
+    dim = DIMTransformer(4, max_epochs=0, random_state=0)
+    before = dict(vars(dim))
+    FineTunedClassifier(dim, max_epochs=1, random_state=0).fit(digits[0][:60], digits[1][:60])
+    assert vars(dim) == before
+
+
+def test_the_untrained_encoder_of_a_table_has_the_seed_of_the_trained_one(digits):
+    X, y = digits
+    dim = DIMTransformer(8, max_epochs=0, random_state=5).fit(X)
+    table = evaluate(dim, X[:100], y[:100], X[100:], y[100:], probes=["linear"], layers=["embedding"])
+    seed = np.random.RandomState(0).randint(np.iinfo(np.int32).max)
+    untrained = DIMTransformer(8, max_epochs=0, random_state=5).fit(X[:100])
+    probe = LinearProbe(random_state=seed).fit(untrained.transform(X[:100]), y[:100])
+    assert table["linear"].iloc[2] == pytest.approx(probe.score(untrained.transform(X[100:]), y[100:]), abs=1e-9)
+
+
+def test_a_bound_is_measured_on_samples_that_chose_nothing(monkeypatch):
+    rows_of = []
+    monkeypatch.setattr(
+        "skdim.evaluation.information._bound", lambda scores, rows, limit, rng: rows_of.append(rows) or 0.1
+    )
+    Z = np.random.default_rng(0).standard_normal((50, 2))
+    mutual_information_bound(Z[:, :1], Z[:, 1:], max_epochs=2, device="cpu", random_state=0)
+    first, second, test = (set(rows.tolist()) for rows in rows_of)
+    assert first == second
+    assert len(first) == len(test) == 10
+    assert not first & test
+
+
+def test_bounds_start_from_zero():
+    Z = np.random.default_rng(0).standard_normal((50, 2))
+    assert mutual_information_bound(Z[:, :1], Z[:, 1:], max_epochs=1, device="cpu", random_state=0) == pytest.approx(
+        0, abs=0.1
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("skdim.evaluation.information.LR", 0.0)
+        assert mutual_information_bound(Z[:, :1], Z[:, 1:], max_epochs=1, device="cpu", random_state=0) == 0
+
+
+@pytest.mark.filterwarnings("ignore:X has the same value everywhere")
+def test_crops_have_the_layout_and_the_type_of_the_images():
+    X = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 6), dtype=np.uint8)
+    X[:, 1] = 0
+    for images, data_format in ((X, "channels_first"), (X.transpose(0, 2, 3, 1), "channels_last")):
+        dim = DIMTransformer(4, max_epochs=0, data_format=data_format, random_state=0).fit(images)
+        seen = []
+        dim.transform = lambda X, seen=seen: seen.append(X) or X[:, :4].astype(np.float32)
+        retrieval_scorer(dim, images)
+        for crops in seen:
+            assert crops.dtype == np.uint8
+            assert crops.max() > 100
+            blank = crops.reshape(20, *images.shape[1:]).take(1, axis=1 if data_format == "channels_first" else 3)
+            assert not blank.any()
+
+
+def test_the_scorer_without_labels_leaves_the_names_of_columns():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.random.default_rng(0).random((20, 64)), columns=[f"pixel {i}" for i in range(64)])
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(frame)
+    retrieval_scorer(dim, frame)
+    assert list(dim.feature_names_in_) == list(frame.columns)
+
+
+def test_reconstructions_of_many_images_are_each_compared_with_their_own(digits, monkeypatch):
+    X = np.tile(digits[0], (2, 1))
+    compared = []
+    monkeypatch.setattr(
+        "skdim.evaluation.reconstruction.ms_ssim",
+        lambda drawn, images, data_range: compared.append(images) or torch.ones(len(drawn)),
+    )
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+    reconstruction_ms_ssim(dim, X[:60], X, max_epochs=1, random_state=0)
+    np.testing.assert_allclose(torch.cat(compared).flatten(1).numpy() * 16, X, atol=1e-4)
+
+
+def test_a_reconstruction_does_not_depend_on_the_other_test_images(digits, monkeypatch):
+    X = digits[0]
+    drawn = []
+    monkeypatch.setattr(
+        "skdim.evaluation.reconstruction.ms_ssim",
+        lambda images, others, data_range: drawn.append(images) or torch.ones(len(images)),
+    )
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+    for test in (X[60:100], X[60:62]):
+        reconstruction_ms_ssim(dim, X[:60], test, max_epochs=1, random_state=0)
+    torch.testing.assert_close(drawn[0][:2], drawn[1], rtol=1e-4, atol=1e-5)

@@ -377,3 +377,11 @@ def test_narrow_images_train_in_any_precision_that_is_chosen_for_them(shape):
     for seed in range(4):
         dim = small(random_state=seed, data_format="channels_first", max_epochs=1).fit(X)
         assert np.isfinite(dim.transform(X)).all()
+
+
+def test_the_weight_of_the_prior_is_the_strength_of_the_noise(digits):
+    losses = [
+        small(prior_matching="noise", prior_weight=weight, max_epochs=1).fit(digits[0]).loss_curve_[0]
+        for weight in (0.1, 0.1, 1.0)
+    ]
+    assert losses[0] == losses[1] != losses[2]

@@ -615,3 +615,38 @@ def test_critics_see_the_noise_and_so_the_encoder_is_not_its_own_adversary():
     terms = [model([images], seeded())[0]["local"] for model in (quiet, noisy)]
     assert set(noisy([images], seeded())[0]) == {"local"}
     assert not torch.allclose(*terms)
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("critic_name", ["local-dot", "global-concat"])
+def test_losses_of_bfloat16_scores_are_float32(critic_name, negatives):
+    critic, features, embedding = make_batch(critic_name, n_images=4, dtype=torch.float32)
+    for objective in OBJECTIVES.values():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            maps, vectors = critic.encode(features, embedding)
+            assert critic.score_all(maps, vectors).dtype == torch.bfloat16
+            loss, bound = contrast_images(critic, objective, features, embedding, negatives, seeded())
+        assert loss.dtype == torch.float32
+        assert bound is None or bound.dtype == torch.float32
+
+
+def test_only_the_local_critic_sees_a_sample_of_the_locations():
+    images = colour_batch(4)
+    expected, sampled = (build({"local", "global"}, local_samples=m)([images], seeded())[0] for m in (None, 5))
+    torch.testing.assert_close(sampled["global"], expected["global"])
+    assert not torch.allclose(sampled["local"], expected["local"])
+
+
+@pytest.mark.parametrize("prior", ["uniform", "normal"])
+def test_gradients_pass_through_the_noise(prior):
+    model = build({"global", "prior"}, prior_matching="noise", prior=prior)
+    model([colour_batch(4)], seeded())[0]["global"].backward()
+    assert model.encoder.embedding.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("prior", ["uniform", "normal"])
+def test_noise_is_added_in_float32(prior):
+    embedding = torch.linspace(-3, 3, 50).bfloat16()[:, None]
+    assert torch.equal(
+        PriorNoise(prior, 0.5).on_support(embedding), PriorNoise(prior, 0.5).on_support(embedding.float())
+    )

@@ -542,3 +542,19 @@ def test_an_unknown_prior_is_refused(build):
 def test_an_unknown_encoder_is_refused():
     with pytest.raises(ValueError, match=r"encoder must be a module, a callable or one of .*, got 'vgg'"):
         make_encoder("vgg", (1, 8, 8), 4)
+
+
+def test_global_dot_critic_layers():
+    def layers(feature_shape):
+        with torch.device("meta"):
+            critic = GlobalDotCritic(feature_shape, 64, 512)
+        kinds = [type(m).__name__ for m in critic.feature_head.modules() if not [*m.children()]]
+        return kinds, [m.out_channels for m in critic.modules() if isinstance(m, nn.Conv2d)]
+
+    head = ["FlattenMap", "Linear", "BatchNorm1d", "ReLU", "Linear"]
+    stage = ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert layers((128, 8, 8)) == (stage + head, [256])
+    assert layers((128, 4, 4)) == (stage + head, [256])
+    # Widths double up to 512, and never shrink.
+    assert layers((256, 32, 32)) == (3 * stage + head, [512, 512, 512])
+    assert layers((1024, 7, 7)) == (stage + head, [1024])

@@ -254,3 +254,10 @@ def test_scores_of_other_shapes_are_refused(objective, shapes):
 def test_an_unknown_divergence_is_refused():
     with pytest.raises(ValueError, match=r"divergence must be one of \['kl', 'rkl', 'hellinger', 'chi2'\], got 'x'"):
         f_divergence(torch.zeros(2, 1), torch.zeros(2, 1), "x")
+
+
+def test_an_exponential_goes_on_as_its_tangent_beyond_ten():
+    # exp(t - 1) of a single negative, at 1 + t for t = 9, 10, 12 and 15.
+    for t, expected in ((9, np.exp(9)), (10, np.exp(10)), (12, 3 * np.exp(10)), (15, 6 * np.exp(10))):
+        loss = f_divergence(torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[1.0 + t]], dtype=torch.float64))
+        assert loss.item() == pytest.approx(expected)

@@ -18,7 +18,17 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from skorch.callbacks import Callback
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from skdim import DIMTransformer
 from skdim.evaluation import FineTunedClassifier, evaluate, retrieval_scorer
@@ -790,3 +800,74 @@ def test_streaming_to_cuda_gives_the_bits_of_resident_images(monkeypatch, tmp_pa
     assert_same(result(IMAGES, device="cuda"), expected)
     monkeypatch.setattr("skdim.batches._free_memory", lambda device: 0)
     assert_same(result(X, device="cuda"), expected)
+
+
+DATA = TensorDataset(torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SubsetRandomSampler(range(48)),
+        WeightedRandomSampler([1.0] * 48, 48),
+        DistributedSampler(DATA, num_replicas=1, rank=0, shuffle=True),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_loaders_with_any_random_sampler_do_not_transform(sampler):
+    fitted = small(max_epochs=0).fit(DATA.tensors[0])
+    with pytest.raises(ValueError, match=f"keeps the order of its images, got one with a {type(sampler).__name__}"):
+        fitted.transform(DataLoader(DATA, 16, sampler=sampler))
+    with pytest.raises(ValueError, match=f"keeps the order of its images, got one with a {type(sampler).__name__}"):
+        fitted.transform(DataLoader(DATA, batch_sampler=BatchSampler(sampler, 16, drop_last=False)))
+
+
+def test_loaders_that_bring_all_in_order_transform_whatever_their_options():
+    X = DATA.tensors[0]
+    fitted = small(max_epochs=0).fit(X)
+    in_order = DistributedSampler(DATA, num_replicas=1, rank=0, shuffle=False)
+    # 48 images are three batches of 16: there is none to drop.
+    for loader in (DataLoader(DATA, 16, drop_last=True), DataLoader(DATA, 16, sampler=in_order)):
+        assert np.array_equal(fitted.transform(loader), fitted.transform(X))
+
+
+def test_a_private_mapping_keeps_what_was_written_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("skdim.sources.RESIDENT_BYTES", 0)
+    stored = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "X.npy", stored)
+    X = np.load(tmp_path / "X.npy", mmap_mode="c")
+    X[:] = 255 - X
+    small(max_epochs=0).fit(X).transform(X)
+    assert np.array_equal(X, 255 - stored)
+
+
+class Batchwise(Callback):
+    def on_batch_end(self, net, **kwargs):
+        pass
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_images_however_many_a_batch_has():
+    X = torch.rand(34, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    dim = small(max_epochs=1, callbacks=[Batchwise()]).fit(DataLoader(TensorDataset(X), 16))
+    batches = dim.net_.history[-1]["batches"]
+    losses, sizes = ([batch[name] for batch in batches] for name in ("train_loss", "train_batch_size"))
+    assert sizes == [16, 16, 2]
+    # Against a single negative the loss of the last two images is far lower.
+    assert np.mean(losses) < np.average(losses, weights=sizes) - 0.1
+    assert dim.loss_curve_[0] == pytest.approx(np.average(losses, weights=sizes), rel=1e-5)
+
+
+class Mixed(Dataset):
+    """Bytes, then the same images as numbers."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        image = torch.full((1, 8, 8), index, dtype=torch.uint8)
+        return image if index < 20 else image.float()
+
+
+def test_a_loader_whose_later_batches_are_of_another_type_is_refused():
+    with pytest.raises(ValueError, match=r"read as uint8, batch 1 of shape .* and dtype float32"):
+        small().fit(DataLoader(Mixed(), 20))

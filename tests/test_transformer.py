@@ -718,3 +718,27 @@ def test_an_error_gives_frozen_weights_back_their_gradients(digits):
     with pytest.raises(RuntimeError, match="fail here"):
         dim.fit(digits[0])
     assert all(parameter.requires_grad for parameter in dim.encoder_.parameters())
+
+
+def test_batch_norms_go_on_learning_where_training_goes_on(digits):
+    dim = small().fit(digits[0])
+    dim.transform(digits[0])
+    norms = [module for module in dim.encoder_.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    dim.partial_fit(digits[0])
+    assert norms
+    assert not any(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
+
+
+class Betas(Callback):
+    def __init__(self):
+        self.seen = set()
+
+    def on_batch_end(self, net, **kwargs):
+        self.seen |= {group["betas"] for each in (net.optimizer_, net.prior_optimizer_) for group in each.param_groups}
+
+
+def test_the_schedule_moves_nothing_but_the_learning_rate(digits):
+    betas = Betas()
+    small(callbacks=[betas]).fit(digits[0])
+    assert betas.seen == {(0.9, 0.999)}

@@ -212,3 +212,21 @@ def test_fields_that_are_the_whole_image_leave_nothing_to_occlude():
     whole = np.array([[0, 8], [0, 8]])
     with pytest.raises(ValueError, match=r"occlusion=True .* see up to 8 x 8 pixels"):
         Occlusion(whole, whole, torch.device("cpu"))
+
+
+def test_what_a_shift_brings_in_is_mirrored_at_the_edge():
+    views = augmented(ramp(), shift=0.125)
+    for axis in (0, 1):
+        lines = views[:, axis].mean(dim=2 - axis)
+        # Away from the edges a view says by how much its image is shifted.
+        place = torch.arange(32) + (lines[:, 8:-8] - torch.arange(8, 24)).mean(dim=1, keepdim=True)
+        mirrored = torch.where(place < -0.5, -1 - place, torch.where(place > 31.5, 63 - place, place))
+        torch.testing.assert_close(lines, mirrored.clamp(0, 31), atol=2e-3, rtol=0)
+
+
+def test_a_block_may_reach_from_edge_to_edge_along_either_axis():
+    images = torch.ones(3000, 1, 32, 32)
+    hidden = Occlusion(DCGAN_FIELDS, DCGAN_FIELDS, torch.device("cpu"))(images, seeded())[:, 0] == 0
+    n_high, n_wide = (int(hidden.any(dim=axis).all(dim=1).sum()) for axis in (2, 1))
+    assert n_high > 10
+    assert n_wide > 10
