@@ -535,8 +535,8 @@ def test_prior_discriminator_gives_one_logit_an_embedding():
 
 @pytest.mark.parametrize("build", [lambda prior: PriorDiscriminator(4, prior), lambda prior: PriorNoise(prior, 0.1)])
 def test_an_unknown_prior_is_refused(build):
-    with pytest.raises(ValueError, match="prior must be 'uniform' or 'normal', got 'unifrom'"):
-        build("unifrom")
+    with pytest.raises(ValueError, match="prior must be 'uniform' or 'normal', got 'gaussian'"):
+        build("gaussian")
 
 
 def test_an_unknown_encoder_is_refused():
