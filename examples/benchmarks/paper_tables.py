@@ -34,6 +34,7 @@ from results import RESULTS, append_result, read_results, summary
 
 import skdim
 from skdim import DIMTransformer
+from skdim.devices import resolve_device
 from skdim.evaluation import (
     LinearProbe,
     MLPProbe,
@@ -127,8 +128,9 @@ def n_epochs(budget, params, X):
     if budget.endswith("ep"):
         return int(budget[:-2])
     few = X[:4000]
-    # The last epoch: the first pays for set-up. Beside it steps enough for them to be recorded, on CUDA.
-    epochs = 1 + ceil(MIN_RECORDED_STEPS * params.get("batch_size", 128) / len(few))
+    # The last epoch: the first pays for set-up, and on CUDA it takes some for steps to be recorded.
+    on_cuda = resolve_device(params.get("device", "auto")).type == "cuda"
+    epochs = 1 + (ceil(MIN_RECORDED_STEPS * params.get("batch_size", 128) / len(few)) if on_cuda else 1)
     epoch = DIMTransformer(**params | {"max_epochs": epochs}).fit(few).history_[-1]
     return max(1, round(float(budget[:-1]) / (epoch["seconds"] * len(X) / len(few))))
 
