@@ -291,7 +291,7 @@ def test_what_pillow_loses_of_a_tiff_is_said(tmp_path):
     path.write_bytes(tiff(bytes_[..., :3].copy(), planes=False))
     assert np.array_equal(read_images([path])[0], bytes_[..., :3])
     path.write_bytes(tiff(bytes_, planes=False))
-    with pytest.warns(UserWarning, match=r"has 5 channels, of which only 3 can be read.*tifffile\.imread"):
+    with pytest.warns(UserWarning, match=r"has 5 channels, of which only [34] can be read.*tifffile\.imread"):
         assert np.array_equal(read_images([path])[0], bytes_[..., :3])
     path.write_bytes(tiff(words[..., :3].copy(), planes=False))
     with pytest.warns(UserWarning, match=r"has colours of 16 bits, which are cut to 8\. .*tifffile\.imread"):
