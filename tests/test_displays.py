@@ -21,6 +21,7 @@ from skdim.displays import (
     ScoreMapDisplay,
     TrainingCurveDisplay,
 )
+from skdim.encoders import mean_over_map
 from skdim.pictures import to_rgb
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -421,3 +422,27 @@ def test_images_without_a_label_are_grey(missing):
     assert [len(points.get_offsets()) for points in values] == [2, 3]
     nothing = EmbeddingDisplay(coordinates, y=[np.nan] * 5).plot().ax_
     assert [text.get_text() for text in nothing.get_legend().get_texts()] == ["no label"]
+
+
+@pytest.mark.parametrize("params", [{"prior_matching": "noise", "prior_weight": 0.5}, {"multiple_globals": True}])
+def test_score_maps_are_of_the_embeddings_that_the_critic_has_learned_from(colour_images, params):
+    X, _ = colour_images
+    dim = small(**params).fit(X)
+    display = ScoreMapDisplay.from_estimator(dim, X[:3], background=X[10:40])
+    model = dim.net_.module_.eval()
+    own, others = (
+        torch.from_numpy((x / 255 - dim.mean_[:, None, None]) / dim.std_[:, None, None]).float()
+        for x in (X[:3], X[10:40])
+    )
+    with torch.no_grad():
+        embedding, features = dim.encoder_(own)
+        embedding = mean_over_map(embedding)
+        if model.noise is not None:
+            embedding = model.noise.on_support(embedding)
+        critic = model.critics["local"]
+        scores = critic(features, embedding).double().numpy()
+        other_features = dim.encoder_(others)[1]
+        for i in range(3):
+            against = critic(other_features, embedding[i].expand(30, -1)).double().numpy()
+            expected = scores[i] - logsumexp(against) + np.log(against.size)
+            np.testing.assert_allclose(display.scores[i], expected, rtol=1e-3, atol=1e-4)

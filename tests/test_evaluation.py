@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -1164,3 +1165,27 @@ def test_a_reconstruction_does_not_depend_on_the_other_test_images(digits, monke
     for test in (X[60:100], X[60:62]):
         reconstruction_ms_ssim(dim, X[:60], test, max_epochs=1, random_state=0)
     torch.testing.assert_close(drawn[0][:2], drawn[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_principal_components_of_a_table_are_those_of_the_training_images(digits):
+    X, y = digits
+    dim = DIMTransformer(6, max_epochs=0, random_state=0).fit(X)
+    table = evaluate(dim, X[:80], y[:80], X[80:], y[80:], probes=["linear"], layers=["embedding", "hidden"])
+    rows = table[table["features"] == "PCA"]
+    # The hidden layer is wider than a quarter of the training images, which is the most.
+    assert list(rows["width"]) == [6, 20]
+    seed = np.random.RandomState(0).randint(np.iinfo(np.int32).max)
+    pca = PCA(20, random_state=seed).fit(X[:80].astype(np.float32))
+    train, test = (pca.transform(part.astype(np.float32)) for part in (X[:80], X[80:]))
+    for width, accuracy in zip(rows["width"], rows["linear"], strict=True):
+        probe = LinearProbe(random_state=seed).fit(train[:, :width], y[:80])
+        assert accuracy == pytest.approx(probe.score(test[:, :width], y[80:]), abs=1e-9)
+
+
+def test_features_of_any_scale_are_standardised_in_full():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 150)
+    X = rng.standard_normal((150, 5)) + y[:, None]
+    probe = LinearProbe(Cs=[1.0], random_state=0)
+    usual, tiny = (probe.fit(scale * X, y).decision_function(scale * X) for scale in (1.0, 1e-6))
+    np.testing.assert_allclose(tiny, usual, rtol=1e-2, atol=1e-2)

@@ -650,3 +650,32 @@ def test_noise_is_added_in_float32(prior):
     assert torch.equal(
         PriorNoise(prior, 0.5).on_support(embedding), PriorNoise(prior, 0.5).on_support(embedding.float())
     )
+
+
+class TwoPathsEncoder(nn.Module):
+    """Embedding and features that share no weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.local = nn.Linear(256, N_COMPONENTS), nn.Conv2d(1, 3, 4, stride=4)
+
+    def forward(self, images):
+        return self.embed(images.flatten(1)), self.local(images)
+
+
+@pytest.mark.parametrize("occluded", [False, True])
+@pytest.mark.parametrize("term", ["local", "global", "coordinate"])
+def test_each_term_trains_embedding_and_features(term, occluded):
+    occlusion = (lambda images, generator, group: images.masked_fill(torch.arange(16) < 7, 0.0)) if occluded else None
+    model = build({term}, occlusion=occlusion)
+    model.encoder = TwoPathsEncoder()
+    shape = (3, 4, 4)
+    if term == "coordinate":
+        model.coordinates = CoordinatePredictor(shape, N_COMPONENTS, 8)
+    else:
+        model.critics[term] = {"local": LocalDotCritic, "global": GlobalDotCritic}[term](shape, N_COMPONENTS, 8)
+    terms, _, _ = model([colour_batch(4)], seeded())
+    terms[term].backward()
+    for layer in (model.encoder.embed, model.encoder.local):
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.abs().max() > 0

@@ -17,7 +17,7 @@ from skdim.discriminators import (
     PriorNoise,
 )
 from skdim.encoders import ENCODERS as BUILT_IN
-from skdim.encoders import DCGANEncoder, FlattenMap, Stride1Encoder, make_encoder
+from skdim.encoders import DCGANEncoder, FlattenMap, Stride1Encoder, layer_shapes, make_encoder
 from skdim.encoders.blocks import padded_conv
 
 ENCODERS = [DCGANEncoder, Stride1Encoder]
@@ -558,3 +558,8 @@ def test_global_dot_critic_layers():
     # Widths double up to 512, and never shrink.
     assert layers((256, 32, 32)) == (3 * stage + head, [512, 512, 512])
     assert layers((1024, 7, 7)) == (stage + head, [1024])
+
+
+@pytest.mark.parametrize(("side", "local"), [(24, (64, 12, 12)), (26, (64, 13, 13)), (28, (128, 7, 7))])
+def test_the_local_map_of_dcgan_has_seven_pixels_a_side_or_more(side, local):
+    assert layer_shapes(DCGANEncoder((1, side, side), 4), (1, side, side))["local"] == local

@@ -230,3 +230,11 @@ def test_a_block_may_reach_from_edge_to_edge_along_either_axis():
     n_high, n_wide = (int(hidden.any(dim=axis).all(dim=1).sum()) for axis in (2, 1))
     assert n_high > 10
     assert n_wide > 10
+
+
+def test_colour_changes_are_drawn_each_on_its_own():
+    images = images_of((3, 16, 16), n_images=1000)
+    before, after = colour_parts(images), colour_parts(augmented(images, color=0.4))
+    changes = np.stack([after[0] - before[0], after[1] / before[1], after[2] / before[2] / (after[1] / before[1])])
+    changed = np.abs(changes[0]) > 1e-3
+    assert np.abs(np.corrcoef(changes[:, changed]) - np.eye(3)).max() < 0.15
