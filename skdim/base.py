@@ -1,13 +1,16 @@
 """What all estimators of skdim have beside what scikit-learn's have."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import InconsistentVersionWarning
 
 from skdim._version import __version__
 
-__all__ = ["EstimatorMixin"]
+__all__ = ["EstimatorMixin", "unchanged_on_error"]
 
 
 class EstimatorMixin:
@@ -35,3 +38,21 @@ class EstimatorMixin:
                 stacklevel=2,
             )
         super().__setstate__(state)  # type: ignore[misc]
+
+
+@contextmanager
+def unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
+    """Leave an estimator as it was where its `fit` fails or is interrupted, and not half of one fit, half of another.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Whose attributes are put back.
+    """
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise

@@ -287,8 +287,7 @@ class _SlicedRows:
             # HDF5 takes indices that increase only.
             rows, order = np.unique(rows, return_inverse=True)
             values = self._array[rows]
-        if np.ma.is_masked(values):
-            raise TypeError(f"{self._name} does not support masked arrays; fill the masked values first.")
+        _refuse_masked(values, self._name)
         values = np.asarray(values)
         return values if isinstance(rows, slice) else values[order]
 
@@ -338,9 +337,13 @@ class _Items:
         if isinstance(image, torch.Tensor):
             array = tensor_as_array(image, self._name)
         else:
-            if np.ma.is_masked(image):
-                raise TypeError(f"{self._name} does not support masked arrays; fill the masked values first.")
+            _refuse_masked(image, self._name)
             array = picture_as_array(image, self._mode) if is_pillow_image(image) else np.asarray(image)
         if array.dtype.kind not in "biuf":
             raise TypeError(f"{self._name} expects images of numbers, got {type(image).__name__} as item {index} of X.")
         return array
+
+
+def _refuse_masked(values: Any, name: str) -> None:
+    if np.ma.is_masked(values):
+        raise TypeError(f"{name} does not support masked arrays; fill the masked values first.")

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from skdim._version import __version__
-from skdim.base import EstimatorMixin
+from skdim.base import EstimatorMixin, unchanged_on_error
 from skdim.batches import Batches, LoadedBatches, Standardizer
 from skdim.checkpoints import Checkpoints, describe, describe_images
 from skdim.devices import (
@@ -1088,13 +1088,11 @@ class DIMTransformer(
 
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
-        before = self.__dict__.copy()
         try:
-            yield
+            with unchanged_on_error(self):
+                yield
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            if "encoder_" in before:
+            if hasattr(self, "encoder_"):
                 self.encoder_.to(self.device_).eval()
             raise
 

@@ -1,7 +1,5 @@
 """Features, labels and validation splits of probes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
@@ -15,7 +13,7 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-__all__ = ["as_numpy", "check_labels_given", "encode_labels", "unchanged_on_error", "validated", "validation_split"]
+__all__ = ["as_numpy", "check_labels_given", "encode_labels", "validated", "validation_split"]
 
 
 def as_numpy(values: Any) -> Any:
@@ -44,24 +42,6 @@ def validated(estimator: BaseEstimator, X: Any, *y: Any, **options: Any) -> Any:
     """
     with config_context(array_api_dispatch=False):
         return validate_data(estimator, as_numpy(X), *map(as_numpy, y), dtype=np.float32, **options)
-
-
-@contextmanager
-def unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
-    """Leave an estimator as it was where its `fit` fails or is interrupted, and not half of one fit, half of another.
-
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        Whose attributes are put back.
-    """
-    before = vars(estimator).copy()
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
-        raise
 
 
 def check_labels_given(y: Any, name: str) -> None:

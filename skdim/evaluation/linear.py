@@ -16,9 +16,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from skdim.base import EstimatorMixin
+from skdim.base import EstimatorMixin, unchanged_on_error
 from skdim.devices import resolve_device, usual_torch
-from skdim.evaluation.inputs import encode_labels, unchanged_on_error, validated, validation_split
+from skdim.evaluation.inputs import encode_labels, validated, validation_split
 
 __all__ = ["LinearProbe"]
 

@@ -17,9 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from skdim.base import EstimatorMixin
+from skdim.base import EstimatorMixin, unchanged_on_error
 from skdim.devices import resolve_device, usual_torch
-from skdim.evaluation.inputs import encode_labels, unchanged_on_error, validated, validation_split
+from skdim.evaluation.inputs import encode_labels, validated, validation_split
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
 from skdim.net import private_rng
