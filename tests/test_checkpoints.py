@@ -138,17 +138,14 @@ def test_every_part_of_the_state_is_taken_up(colour_images, tmp_path, params):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
 def test_going_on_on_cuda(digits, tmp_path):
     X, _ = digits
-    torch.use_deterministic_algorithms(True)
-    try:
-        for params in ({}, {"encoder": "dcgan"}):
-            folder = tmp_path / str(len(params))
-            uninterrupted = small(device="cuda", **params).fit(X)
-            broken_off(X, folder, 3, device="cuda", **params)
-            assert_same_bits(small(folder, device="cuda", **params).fit(X), uninterrupted)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    for params in ({}, {"encoder": "dcgan"}):
+        folder = tmp_path / str(len(params))
+        uninterrupted = small(device="cuda", **params).fit(X)
+        broken_off(X, folder, 3, device="cuda", **params)
+        assert_same_bits(small(folder, device="cuda", **params).fit(X), uninterrupted)
 
 
 def test_a_training_may_be_interrupted_again_and_again(X, tmp_path):
