@@ -24,13 +24,14 @@ from skorch.callbacks import (
 from torch import Tensor
 
 from skdim.batches import Batches
-from skdim.checkpoints import Checkpoints, is_storable
+from skdim.checkpoints import Checkpoints
 from skdim.devices import usual_torch
 from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
 from skdim.monitoring import StopTraining
 from skdim.notices import warn
-from skdim.recording import RecordedStep, describe, has_hooks
+from skdim.recording import RecordedStep, has_hooks, held_fast
+from skdim.trees import is_storable
 from skdim.views import Augmentation
 
 __all__ = ["DIMNet", "private_rng"]
@@ -293,7 +294,7 @@ class DIMNet(NeuralNet):
 
     def _describe_step(self) -> list[Any]:
         """List what a recording of the step holds fast."""
-        parts = describe(self.module_, self._every_optimizer())
+        parts = held_fast(self.module_, self._every_optimizer())
         return [parts, dict(self.criterion_.weights), self.augmentation, self.autocast_dtype]
 
     def records(self, first: int) -> list[dict[str, float]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from skdim.devices import is_out_of_memory
 
-__all__ = ["RecordedStep", "describe", "has_hooks"]
+__all__ = ["RecordedStep", "has_hooks", "held_fast"]
 
 # Steps before the one that is recorded, in which optimizers, libraries and compilers set up what must be no part of it.
 WARM_UP_STEPS = 3
@@ -151,7 +151,7 @@ def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]
     return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
-def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
+def held_fast(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
     """List what a recorded step holds fast of a module and its optimizers, to be compared.
 
     Where tensors lie and which of them are trained, which optimizers there are, and their settings but for the learning

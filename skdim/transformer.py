@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from skdim._version import __version__
 from skdim.base import EstimatorMixin, unchanged_on_error
 from skdim.batches import Batches, LoadedBatches, Standardizer
-from skdim.checkpoints import Checkpoints, describe, describe_images
+from skdim.checkpoints import Checkpoints
 from skdim.devices import (
     available_device,
     is_out_of_memory,
@@ -36,10 +36,11 @@ from skdim.devices import (
 from skdim.distributed import ALONE, Group, join, local_device
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.export import write_onnx
+from skdim.identity import describe, describe_images, describe_training
 from skdim.images import CHUNK_BYTES, Images, ImageShape, check_image_shape, check_images
 from skdim.inference import encode
 from skdim.loaders import LoadedImages, check_loader, check_order
-from skdim.model import NEGATIVES, build_model
+from skdim.model import NEGATIVES, InfoMaxModel, build_model
 from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
 from skdim.net import DIMNet, private_rng
 from skdim.notices import warn
@@ -52,12 +53,7 @@ from skdim.views import Augmentation, Occlusion, StandardAugmentation, check_aug
 # Lives only in the process that trained; the rest of the estimator is pickled.
 _TRAINING_STATE = ("discriminators_", "net_", "_built_for")
 
-# Parameters that a checkpoint does not compare, because training is the same whatever they are, or because the images,
-# the resolved device and precision and the drawn seed are compared instead. Callbacks cannot be compared.
-_NOT_COMPARED = (
-    *("callbacks", "checkpoint_dir", "data_format", "device", "distributed", "gather_negatives", "image_shape"),
-    *("output_layer", "precision", "random_state", "verbose", "warm_start"),
-)
+# What of the identity of a training a checkpoint may bring.
 _SEED = "seed drawn from random_state"
 
 # Images of one kind differ less in contrast than a forgotten division by 255 makes them.
@@ -779,20 +775,9 @@ class DIMTransformer(
             device = resolve_device(local_device(self.device) if self.distributed else self.device)
             group = stack.enter_context(join(device)) if self.distributed else ALONE
             with group.together():
-                check_weights(weights, self.prior_matching)
-                negatives = check_negatives(self.negatives, [name for name in ("local", "global") if weights[name]])
-                check_units(self.mi_units, self.discriminator)
+                negatives = self._check_objective(weights)
                 check_callbacks(self.callbacks, lr_schedule)
-                if go_on:
-                    self._check_same_encoder()
-                images = self._check_images(X, reset=not go_on, min_samples=2)
-                if isinstance(images, LoadedImages) and checkpoint_dir is not None:
-                    raise ValueError(
-                        "checkpoint_dir needs images in an order that can be taken up again, and a DataLoader draws "
-                        "its own: pass its dataset."
-                    )
-                if go_on:
-                    self._warn_of_other_scale(images)
+                images = self._check_training_images(X, checkpoint_dir, go_on=go_on)
                 common = self._describe_for_others(images, device, group, go_on=go_on) if self.distributed else {}
             group.check_same(common)
             entropy = group.broadcast(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
@@ -844,6 +829,27 @@ class DIMTransformer(
             self._check_finite_embeddings(images)
         self.__dict__.update(training_attributes(self.history_ + records))
 
+    def _check_objective(self, weights: dict[str, float]) -> dict[str, tuple[str, ...]]:
+        """Check what the loss is made of, and return the schemes of negatives of each critic."""
+        check_weights(weights, self.prior_matching)
+        check_units(self.mi_units, self.discriminator)
+        return check_negatives(self.negatives, [name for name in ("local", "global") if weights[name]])
+
+    def _check_training_images(
+        self, X: Any, checkpoint_dir: str | os.PathLike[str] | None, *, go_on: bool
+    ) -> Images | LoadedImages:
+        if go_on:
+            self._check_same_encoder()
+        images = self._check_images(X, reset=not go_on, min_samples=2)
+        if isinstance(images, LoadedImages) and checkpoint_dir is not None:
+            raise ValueError(
+                "checkpoint_dir needs images in an order that can be taken up again, and a DataLoader draws its own: "
+                "pass its dataset."
+            )
+        if go_on:
+            self._warn_of_other_scale(images)
+        return images
+
     def _describe_for_others(
         self, images: Images | LoadedImages, device: torch.device, group: Group, *, go_on: bool
     ) -> dict[str, Any]:
@@ -861,21 +867,12 @@ class DIMTransformer(
                 f"for each, got batch_size={self.batch_size} and {len(images)} images."
             )
         return {
-            **self._describe_training(images, device),
+            **describe_training(self.get_params(deep=False), images.shape, device),
             "images": f"{len(images)} of shape {images.shape}, {images.dtype}",
             "first images": describe(images.head(2).numpy()),
             "gather_negatives": self.gather_negatives,
             "callbacks": [type(each).__name__ for each in self.callbacks or ()],
             "fitted before": go_on,
-        }
-
-    def _describe_training(self, images: Images, device: torch.device) -> dict[str, Any]:
-        """Describe what training depends on, beside the images, by what can be compared."""
-        params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_COMPARED}
-        return {
-            **{name: describe(value) for name, value in params.items()},
-            "device": device.type,
-            "precision": str(resolve_precision(self.precision, device, images.shape) or torch.float32),
         }
 
     def _open_checkpoints(
@@ -889,7 +886,7 @@ class DIMTransformer(
         """Open the directory of checkpoints for the training that parameters, images and seed make."""
         if folder is None or isinstance(images, LoadedImages):
             return nullcontext()
-        identity = self._describe_training(images, device)
+        identity = describe_training(self.get_params(deep=False), images.shape, device)
         if self.lr_schedule == "constant":
             # More epochs then go on from the end of fewer.
             del identity["max_epochs"]
@@ -966,17 +963,8 @@ class DIMTransformer(
         critics = (self.discriminator, self.mi_units, self.mi_estimator, negatives, self.local_samples)
         prior = (self.prior, self.prior_matching, self.prior_weight if self.prior_matching == "noise" else None)
         terms = [name for name, weight in weights.items() if weight]
-        built_for = (
-            terms,
-            critics,
-            prior,
-            augmentation,
-            self.occlusion,
-            self.precision,
-            self.compile,
-            device,
-            group.size,
-        )
+        training = (augmentation, self.occlusion, self.precision, self.compile, device, group.size)
+        built_for = (terms, critics, prior, training)
         if keep and hasattr(self, "net_") and built_for == self._built_for and device == self.device_:
             return
         if keep:
@@ -984,6 +972,30 @@ class DIMTransformer(
                 "Training goes on from the encoder's weights, but with new discriminators and a new optimizer, because "
                 "this estimator was loaded, copied or moved, or its parameters were changed, since it was trained."
             )
+        model = self._build_model(weights, negatives, device, seed)
+        generator = own_generator = torch.Generator(device).manual_seed(seed)
+        if group.size > 1:
+            own_seed = np.random.SeedSequence((seed, group.rank)).generate_state(1)
+            own_generator = torch.Generator(device).manual_seed(int(own_seed[0]))
+        self.net_ = DIMNet(
+            model,
+            autocast_dtype=resolve_precision(self.precision, device, self.image_shape_),
+            generator=generator,
+            own_generator=own_generator,
+            augmentation=augmentation,
+            # What users bring may wait for the device or look at what is on it.
+            recordable=device.type == "cuda"
+            and group.size == 1
+            and isinstance(self.encoder, str)
+            and type(augmentation) in (StandardAugmentation, type(None)),
+        ).initialize()
+        self.discriminators_ = model.discriminators
+        self.device_ = device
+        self._built_for = built_for
+
+    def _build_model(
+        self, weights: dict[str, float], negatives: dict[str, tuple[str, ...]], device: torch.device, seed: int
+    ) -> InfoMaxModel:
         occlusion = None
         with private_rng(seed, torch.device("cpu")):
             if self.occlusion:
@@ -1005,25 +1017,7 @@ class DIMTransformer(
         place(model, device)
         if self.compile:
             model.compile()
-        generator = own_generator = torch.Generator(device).manual_seed(seed)
-        if group.size > 1:
-            own_seed = np.random.SeedSequence((seed, group.rank)).generate_state(1)
-            own_generator = torch.Generator(device).manual_seed(int(own_seed[0]))
-        self.net_ = DIMNet(
-            model,
-            autocast_dtype=resolve_precision(self.precision, device, self.image_shape_),
-            generator=generator,
-            own_generator=own_generator,
-            augmentation=augmentation,
-            # What users bring may wait for the device or look at what is on it.
-            recordable=device.type == "cuda"
-            and group.size == 1
-            and isinstance(self.encoder, str)
-            and type(augmentation) in (StandardAugmentation, type(None)),
-        ).initialize()
-        self.discriminators_ = model.discriminators
-        self.device_ = device
-        self._built_for = built_for
+        return model
 
     def _check_same_encoder(self) -> None:
         width = self._layer_shapes["embedding"][0]
