@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -61,4 +63,7 @@ def test_scores_in_chunks_compile_too(monkeypatch):
 def test_generated_code_trains_to_the_same_losses(device):
     params = {"device": device, "prior_matching": "noise", "coordinate_weight": 1.0, "local_samples": 3}
     params |= {"augmentation": "standard", "negatives": ("batch", "shuffle")}
-    np.testing.assert_allclose(fit(**params, compile=True).loss_curve_, fit(**params).loss_curve_, rtol=1e-3)
+    compiled = fit(**params, compile=True)
+    np.testing.assert_allclose(compiled.loss_curve_, fit(**params).loss_curve_, rtol=1e-3)
+    copied = copy.deepcopy(compiled)
+    assert np.array_equal(copied.transform(IMAGES), compiled.transform(IMAGES))

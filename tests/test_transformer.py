@@ -547,16 +547,6 @@ def test_transform_shrinks_its_batch_when_memory_is_short(digits, monkeypatch, n
         dim.transform(X)
 
 
-@pytest.mark.slow
-def test_compile_trains_the_same_model(digits):
-    X, _ = digits
-    eager = small(precision="float32", mi_units=16).fit(X)
-    compiled = clone(eager).set_params(compile=True).fit(X)
-    np.testing.assert_allclose(compiled.loss_curve_, eager.loss_curve_, rtol=1e-3)
-    assert compiled.transform(X).shape == (300, 8)
-    copy.deepcopy(compiled)
-
-
 def test_divergence_is_an_error_and_the_last_fit_survives(digits):
     X, _ = digits
     dim = small(prior_weight=0).fit(X)
