@@ -20,10 +20,11 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class StandardAugmentation:
-    """Random crops, shifts, flips, colours and noise, drawn for each image on its own.
+    """Random crops, shifts, flips, turns, colours and noise, drawn for each image on its own.
 
     Works on images of any size and any number of channels. Colours are changed only where there are at least two
-    channels, their hue only where there are three. Flips leave signals, images with a side of one pixel, alone.
+    channels, their hue only where there are three. Flips and turns leave signals, images with a side of one pixel,
+    alone.
 
     Parameters
     ----------
@@ -33,6 +34,9 @@ class StandardAugmentation:
         Most an image is shifted along each side, as a share of that side; what enters is mirrored.
     horizontal_flip, vertical_flip : bool, default=True and False
         Whether to mirror half of the images left to right, and half of them top to bottom.
+    quarter_turns : bool, default=False
+        Whether to turn each image by 0, 90, 180 or 270 degrees, or by 0 or 180 where it is not square. For what has no
+        upright, as seen by microscopes and satellites.
     color : float, default=0.2
         Strength of the changes of brightness, contrast and saturation, made to four images in five. The hue turns by up
         to half as much of the colour circle.
@@ -44,13 +48,14 @@ class StandardAugmentation:
     Raises
     ------
     ValueError
-        If a share is not between 0 and 1, `noise` is negative, or a flip is neither True nor False.
+        If a share is not between 0 and 1, `noise` is negative, or a flip or `quarter_turns` is neither True nor False.
     """
 
     crop: float = 0.7
     shift: float = 0.0
     horizontal_flip: bool = True
     vertical_flip: bool = False
+    quarter_turns: bool = False
     color: float = 0.2
     grey: float = 0.2
     noise: float = 0.0
@@ -63,7 +68,7 @@ class StandardAugmentation:
             if not (is_number and 0 <= value <= limit) or (name == "crop" and value == 0):
                 allowed = {"crop": "(0, 1]", "noise": "[0, inf)"}.get(name, "[0, 1]")
                 raise ValueError(f"{name} must be a number in {allowed}, got {value!r}.")
-        for name in ("horizontal_flip", "vertical_flip"):
+        for name in ("horizontal_flip", "vertical_flip", "quarter_turns"):
             value = getattr(self, name)
             if not isinstance(value, bool | np.bool_):
                 raise ValueError(f"{name} must be True or False, got {value!r}.")
@@ -100,18 +105,28 @@ class StandardAugmentation:
             # Aspect ratios between 3:4 and 4:3, and none that the image has no room for.
             aspect = (1 / area).clamp(max=4 / 3) ** (2 * aspect - 1)
             scale_x, scale_y = (area * aspect).sqrt(), (area / aspect).sqrt()
-        columns = self._sample_points(width, scale_x, x, flip_x < 0.5 if is_image and self.horizontal_flip else None)
-        rows = self._sample_points(height, scale_y, y, flip_y < 0.5 if is_image and self.vertical_flip else None)
+        is_mirrored_x = (flip_x < 0.5) & (is_image and self.horizontal_flip)
+        is_mirrored_y = (flip_y < 0.5) & (is_image and self.vertical_flip)
+        quarters = torch.zeros_like(flip_x)
+        if is_image and self.quarter_turns:
+            # Half a turn mirrors both axes, a quarter of one swaps them and mirrors one.
+            quarters = (4 * torch.rand(flip_x.shape, generator=generator, device=images.device)).floor()
+            if height != width:
+                quarters = 2 * (quarters / 2).floor()
+            is_mirrored_x = is_mirrored_x ^ ((quarters == 1) | (quarters == 2))
+            is_mirrored_y = is_mirrored_y ^ (quarters >= 2)
+        columns = self._sample_points(width, scale_x, x, is_mirrored_x)
+        rows = self._sample_points(height, scale_y, y, is_mirrored_y)
         grid = torch.stack([columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)], dim=3)
+        if self.quarter_turns and height == width:
+            grid = torch.where((quarters % 2 == 1)[:, :, None, None], grid.transpose(1, 2), grid)
         return grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
-    def _sample_points(self, n_pixels: int, scale: Tensor, position: Tensor, flip: Tensor | None) -> Tensor:
+    def _sample_points(self, n_pixels: int, scale: Tensor, position: Tensor, is_mirrored: Tensor) -> Tensor:
         """Where each pixel of a view lies in its image along one axis, from -1 to 1; shape (N, n_pixels)."""
         centers = (2 * torch.arange(n_pixels, device=scale.device) + 1) / n_pixels - 1
         offset = (2 * position - 1) * (1 - scale + 2 * self.shift)
-        if flip is not None:
-            scale = torch.where(flip, -scale, scale)
-        return scale * centers + offset
+        return torch.where(is_mirrored, -scale, scale) * centers + offset
 
     def _recolor(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Turn the hue, mix with the grey image, stretch about the image's mean and add: x -> a x + b g + c h + d."""

@@ -31,7 +31,8 @@ def test_with_everything_switched_off_a_view_is_its_image():
 def test_any_image_gets_finite_views_of_its_shape_that_the_generator_fixes(shape):
     images = images_of(shape)
     before = images.clone()
-    views = [StandardAugmentation(vertical_flip=True, noise=0.1, shift=0.1)(images, seeded(s)) for s in (0, 0, 1)]
+    augment = StandardAugmentation(vertical_flip=True, quarter_turns=True, noise=0.1, shift=0.1)
+    views = [augment(images, seeded(s)) for s in (0, 0, 1)]
     assert torch.equal(images, before)
     for view in views:
         assert view.shape == images.shape
@@ -49,6 +50,18 @@ def test_flips_mirror_half_of_the_images(flip, axis):
     mirrored = torch.isclose(views, images.flip(axis), atol=1e-4).flatten(1).all(dim=1)
     assert (same ^ mirrored).all()
     assert 150 < mirrored.sum() < 250
+
+
+@pytest.mark.parametrize(("shape", "turns"), [((2, 6, 6), (0, 1, 2, 3)), ((2, 5, 7), (0, 2))])
+@pytest.mark.parametrize("flip", [False, True])
+def test_quarter_turns_are_all_as_frequent_and_mirror_nothing(shape, turns, flip):
+    images = images_of(shape, n_images=800)
+    views = augmented(images, quarter_turns=True, horizontal_flip=flip)
+    forms = [torch.rot90(form, turn, (2, 3)) for form in (images, images.flip(3))[: 1 + flip] for turn in turns]
+    found = torch.stack([torch.isclose(views, form, atol=1e-4).flatten(1).all(dim=1) for form in forms])
+    assert (found.sum(dim=0) == 1).all()
+    share = 800 / len(forms)
+    assert (found.sum(dim=1) - share).abs().max() < 4 * share**0.5
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 40), (2, 40, 1)])
