@@ -43,7 +43,8 @@ def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename == str(temporary):
+        # A write to a full disk names no file.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
@@ -72,7 +73,11 @@ def _sync_folder(folder: Path) -> None:
     """Bring the new name to the disk too, where the system has a call for it."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        # A folder that may be written to and not listed; the file is there.
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -53,6 +53,6 @@ def unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
+        # In one step, because who interrupts may do so twice.
+        estimator.__dict__ = before
         raise

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +22,9 @@ __all__ = ["Checkpoints"]
 
 # How many checkpoints a folder keeps: the newest may be damaged by what befalls a disk.
 N_KEPT = 2
+
+# What else is in the folder, a copy that the user has made for one, is none.
+FILE_NAME = re.compile(r"epoch-\d{6,}\.safetensors")
 
 
 class Checkpoints:
@@ -51,7 +56,8 @@ class Checkpoints:
         adopted: Collection[str] = (),
         group: Group = ALONE,
     ) -> None:
-        self.folder = Path(folder)
+        # Absolute, because a callback may go to another folder.
+        self.folder = Path(folder).absolute()
         self.identity = dict(identity)
         self.adopted = adopted
         self.group = group
@@ -124,7 +130,8 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         """Checkpoints, newest first."""
-        return sorted(self.folder.glob("epoch-*.safetensors"), reverse=True)
+        paths = (path for path in self.folder.glob("epoch-*.safetensors") if FILE_NAME.fullmatch(path.name))
+        return sorted(paths, reverse=True)
 
     def _remove_older_than(self, path: Path) -> None:
         older = [other for other in self._paths() if other < path]
@@ -149,6 +156,9 @@ class Checkpoints:
 
     def _release(self) -> None:
         if self._lock is not None:
+            # Closing alone would leave the lock with a process that a callback has forked.
+            with suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 

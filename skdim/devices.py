@@ -1,5 +1,6 @@
 """Where and how to compute: device, training precision and threads."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -16,6 +17,7 @@ from skdim.images import ImageShape
 __all__ = [
     "available_device",
     "full_float32",
+    "heed_fork",
     "is_out_of_memory",
     "limited_threads",
     "place",
@@ -156,29 +158,41 @@ class _Switched:
         Returns, for each switch, what reads it, what sets it, and its value in here.
     """
 
-    # Of all of them, because filters of warnings are the process's own, too.
-    _lock = Lock()
-
     def __init__(self, switches: Callable[[], list[Switch]]) -> None:
         self._switches = switches
+        self._lock = Lock()
+        self._is_new = True
         self._n_inside = 0
         self._before: list[tuple[Callable[[Any], None], Any]] = []
 
     def __enter__(self) -> None:
-        with self._lock, warnings.catch_warnings():
-            # Some versions of torch call the older switches deprecated.
-            warnings.simplefilter("ignore")
+        with self._lock:
             if self._n_inside == 0:
-                self._switch()
+                with self._quiet_at_first():
+                    self._switch()
             self._n_inside += 1
 
     def __exit__(self, *_: object) -> None:
-        with self._lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with self._lock:
             self._n_inside -= 1
             if self._n_inside == 0:
                 for put, value in self._before:
                     put(value)
+
+    @contextmanager
+    def _quiet_at_first(self) -> Iterator[None]:
+        """Keep back that some versions of torch call the older switches deprecated, which they say once.
+
+        Once only, because filters of warnings are the process's own: another thread that puts its own back meanwhile
+        would leave these in place for good.
+        """
+        if not self._is_new:
+            yield
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+        self._is_new = False
 
     def _switch(self) -> None:
         settings = []
@@ -212,6 +226,26 @@ full_float32 = _Switched(_full_precision)
 
 _float32_by_default = _Switched(lambda: [(torch.get_default_dtype, torch.set_default_dtype, torch.float32)])
 
+_is_forked = False
+
+
+def _after_fork() -> None:
+    global _is_forked
+    _is_forked = True
+    for switched in (full_float32, _float32_by_default):
+        # The thread that holds it is not there to release it.
+        switched._lock = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def heed_fork() -> None:
+    """Compute on one thread in a process that was forked, where OpenMP waits for ever for the threads it had before."""
+    if _is_forked and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
 
 @contextmanager
 def usual_torch(device: torch.device) -> Iterator[None]:
@@ -244,12 +278,12 @@ def limited_threads(shape: ImageShape, device: torch.device) -> Iterator[None]:
     """
     threads = torch.get_num_threads()
     if device.type == "cpu" and prod(shape) <= SMALL_IMAGE and threads > 1:
-        torch.set_num_threads(1)
         # The number is each thread's own, but threads that start later take the one that was set last, in any thread.
         elsewhere = Thread(target=torch.set_num_threads, args=(threads,))
-        elsewhere.start()
-        elsewhere.join()
         try:
+            torch.set_num_threads(1)
+            elsewhere.start()
+            elsewhere.join()
             yield
         finally:
             torch.set_num_threads(threads)

@@ -1,6 +1,7 @@
 """The fitted encoder, with the scaling of its input, as an ONNX file. Needs onnx, onnxscript and onnxruntime."""
 
 import copy
+import errno
 import logging
 import os
 import warnings
@@ -69,6 +70,9 @@ def write_onnx(
         If the file cannot be written. One that was there is as it was.
     """
     _check_packages()
+    # Exporting takes a while.
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     name = type(encoder).__name__
     n_bytes = sum(weight.nbytes for weight in encoder.state_dict().values())
     if n_bytes > MAX_BYTES:

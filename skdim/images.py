@@ -168,6 +168,8 @@ def check_images(
     if ndim > 4:
         raise ValueError(f"Found array with dim {ndim}, while dim <= 4 is required by {name}.")
     if ndim < 3:
+        if image_shape is not None:
+            _refuse_one_image(getattr(X, "shape", ()), image_shape, name)
         flat = _validate(estimator, X, reset, min_samples)
         shape = image_shape or _guess_shape(flat.shape[1])
         if prod(shape) != flat.shape[1]:
@@ -239,7 +241,7 @@ def as_array(X: Any, name: str) -> Any:
             f"{name} expects an array of images, got {type(X).__name__}: skdim.files.read_images makes one of a "
             "folder of image files."
         )
-    if isinstance(X, bytes | dict | set | frozenset) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):
+    if isinstance(X, bytes | dict | set | frozenset | None) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):
         raise TypeError(f"{name} expects an array of images, got {type(X).__name__}.")
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError(f"{name} does not support masked arrays; fill the masked values first, with X.filled().")
@@ -363,6 +365,17 @@ def _warn_of_channels_last(image_shape: ImageShape) -> None:
         )
 
 
+def _refuse_one_image(array_shape: tuple[int, ...], image_shape: ImageShape, name: str) -> None:
+    """Tell a grey image, or a signal of several channels, that has no axis for the number of images from rows."""
+    channels, height, width = image_shape
+    forms = [(height, width)] if channels == 1 else [(channels, width), (width, channels)] if height == 1 else []
+    if array_shape in forms and array_shape[1] != prod(image_shape):
+        raise ValueError(
+            f"X of shape {array_shape} has rows of {array_shape[1]} values, but {name} is expecting images of shape "
+            f"{image_shape}; if X is one image, pass X[None]."
+        )
+
+
 def _infer_layout(
     array_shape: tuple[int, ...], image_shape: ImageShape | None, data_format: str, name: str
 ) -> tuple[ImageShape, bool]:
@@ -371,7 +384,8 @@ def _infer_layout(
         height, width = array_shape[1:]
         candidates: dict[ImageShape, bool] = {(1, height, width): False}
         if image_shape is not None and image_shape[1] == 1:
-            candidates[(height, 1, width)] = False
+            is_last = data_format == "channels_last"
+            candidates[(width, 1, height) if is_last else (height, 1, width)] = is_last
     else:
         a, b, c = array_shape[1:]
         candidates = {}
@@ -383,6 +397,8 @@ def _infer_layout(
         found = " or ".join(str(shape) for shape in candidates)
         is_one_image = array_shape in (image_shape, (*image_shape[1:], image_shape[0]))
         hint = "; if X is one image, pass X[None]" if is_one_image else ""
+        if array_shape[1:] == (image_shape[2], image_shape[0]) and image_shape[1] == 1:
+            hint = "; signals with their channels last need data_format='channels_last'"
         raise ValueError(
             f"X of shape {array_shape} has images of shape {found} (channels, height, width), but {name} is expecting "
             f"images of shape {image_shape}{hint}."
@@ -390,8 +406,8 @@ def _infer_layout(
     if len(array_shape) == 4 and data_format == "auto":
         # A cube has the same image shape either way. Else the channels are the axis shorter than both others, by half
         # where those are not the sides of a square, and 1 x 1 x p is a signal.
-        channels_first = (a < min(b, c) and (b == c or 2 * a <= c)) or (a == b == 1 and c > 1)
-        channels_last = c < min(a, b) and (a == b or 2 * c <= a)
+        channels_first = (a < min(b, c) and (b == c or 2 * a <= min(b, c))) or (a == b == 1 and c > 1)
+        channels_last = c < min(a, b) and (a == b or 2 * c <= min(a, b))
         if (a == b == c > 1) or (image_shape is None and channels_first == channels_last):
             raise ValueError(
                 f"The layout of X with shape {array_shape} is ambiguous: set data_format to 'channels_first' or "

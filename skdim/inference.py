@@ -72,6 +72,7 @@ def encode(
     pages = None if out is None else MappedPages(out)
     batch_size = CUDA_BATCH if on_cuda else _cpu_batch(images.shape)
     start = 0
+    are_finite = torch.ones((), dtype=torch.bool, device=standardize.device)
     with usual_torch(standardize.device), torch.inference_mode(), full_float32:
         for rest in images.chunks(batch_size):
             while len(rest):
@@ -83,6 +84,7 @@ def encode(
                         raise
                     batch_size //= 2
                     continue
+                are_finite &= values.isfinite().all()
                 written = output[start : start + len(batch)].copy_(values, non_blocking=True)
                 if pages is not None:
                     pages.touch(written.numpy())
@@ -90,6 +92,11 @@ def encode(
     if on_cuda:
         # Not all of the device, which would break what another thread may be recording on it.
         torch.cuda.current_stream(standardize.device).synchronize()
+    if not are_finite:
+        index = int((~output.isfinite().all(dim=1)).nonzero()[0])
+        raise ValueError(
+            f"The {layer} of image {index} of X is not finite: its values are too far from those of the images in fit."
+        )
     return output
 
 

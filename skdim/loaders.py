@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetR
 from torch.utils.data.distributed import DistributedSampler
 
 from skdim.images import Images, ImageShape, as_array, check_images
+from skdim.randomness import kept_rng
 from skdim.sources import as_stored
 
 __all__ = ["LoadedImages", "check_loader", "check_order"]
@@ -63,7 +64,9 @@ class LoadedImages:
             if self.n_images is None and index == len(self.loader):
                 raise ValueError(f"The DataLoader should bring {index} batches by its length, but has more.")
             values = as_array(_images_of(batch), self._name)
-            if values.shape[1:] != self._item_shape or (values.dtype == np.uint8) != (self.dtype == np.uint8):
+            is_uint8 = values.dtype == np.uint8
+            is_number = values.dtype.kind in "biuf"
+            if values.shape[1:] != self._item_shape or is_uint8 != (self.dtype == np.uint8) or not is_number:
                 raise ValueError(
                     f"All images must have the same shape and type: the first batch has images of shape "
                     f"{self._item_shape}, read as {self.dtype}, batch {index} of shape {values.shape[1:]} and dtype "
@@ -131,8 +134,11 @@ def check_loader(
     if n_batches == 0:
         raise ValueError(f"Found array with 0 sample(s) (a DataLoader), while a minimum of 1 is required by {name}.")
     # Loaders draw orders and seeds from the global generator.
-    with torch.random.fork_rng(devices=[]):
-        batch = as_array(_images_of(next(iter(loader))), name)
+    with kept_rng():
+        batch = next(iter(loader), None)
+    if batch is None:
+        raise ValueError(f"The DataLoader should bring {n_batches} batches by its length, but has none.")
+    batch = as_array(_images_of(batch), name)
     first = check_images(
         estimator, batch, image_shape=image_shape, data_format=data_format, reset=reset, min_samples=min_samples
     )

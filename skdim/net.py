@@ -2,7 +2,6 @@
 
 import copy
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,16 +24,16 @@ from torch import Tensor
 
 from skdim.batches import Batches
 from skdim.checkpoints import Checkpoints
-from skdim.devices import usual_torch
 from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
 from skdim.monitoring import StopTraining
 from skdim.notices import warn
+from skdim.randomness import lent_rng
 from skdim.recording import RecordedStep, has_hooks, held_fast
 from skdim.trees import is_storable
 from skdim.views import Augmentation
 
-__all__ = ["DIMNet", "private_rng"]
+__all__ = ["DIMNet"]
 
 # At the encoder's own learning rate the prior discriminator wins outright: its gradients then distort the embedding
 # instead of spreading it. At a tenth of it the two stay in balance (both losses near chance, sigmoid(y) uniform).
@@ -62,25 +61,6 @@ MIN_RECORDED_STEPS = 100
 
 # Steps between two looks for a loss that is not finite, each of which makes the host wait for the device.
 CHECK_EVERY = 200
-
-# Reentrant, because a user's module may load or copy an estimator when it is built.
-_rng_lock = threading.RLock()
-
-
-@contextmanager
-def private_rng(seed: int, device: torch.device) -> Iterator[list[torch.Generator]]:
-    """Seed torch's global generators for a block, which gets them, and leave them as they were.
-
-    Module initialisation and dropout know no other generator. The lock keeps threads from seeing each other's seed.
-    Nothing else that the caller has set in torch counts in the block either.
-    """
-    cuda = [device] if device.type == "cuda" else []
-    with _rng_lock, torch.random.fork_rng(devices=cuda), usual_torch(device):
-        generators = [torch.default_generator, *(torch.cuda.default_generators[each.index] for each in cuda)]
-        # Not torch.manual_seed, which seeds every device, also those that are not forked here.
-        for generator in generators:
-            generator.manual_seed(seed)
-        yield generators
 
 
 class WeightedSum(torch.nn.Module):
@@ -208,7 +188,7 @@ class DIMNet(NeuralNet):
         checkpoints : Checkpoints or None, default=None
             Where each epoch's state is written. Training goes on from the state saved there.
         global_generators : sequence of torch.Generator, default=()
-            Those that the encoder draws from, beside the net's own.
+            Lent to each step in place of torch's global ones, for what knows no others, beside the net's own.
         group : Group, default=ALONE
             The processes that train together, all of which call this.
         gather_negatives : bool, default=True
@@ -232,6 +212,7 @@ class DIMNet(NeuralNet):
         if self.module_.prior is not None:
             self._schedulers.append(_scheduler(self.prior_optimizer_, lr_schedule, lr * PRIOR_LR_RATIO, n_steps))
         self.callbacks = list(callbacks)
+        self._lent = global_generators
         self.on_step = on_step
         self.initialize_callbacks()
         first = len(self.history)
@@ -479,7 +460,8 @@ class DIMNet(NeuralNet):
 
     def train_step(self, batch: Tensor, **_: Any) -> dict[str, Tensor]:
         """Update all on one batch and go on in the schedules of learning rates; return the loss terms, detached."""
-        terms = self.update(batch) if self._recorded_step is None else self._recorded_step(batch)
+        with lent_rng(self._lent):
+            terms = self.update(batch) if self._recorded_step is None else self._recorded_step(batch)
         for scheduler in self._schedulers:
             scheduler.step()
         return terms

@@ -26,6 +26,7 @@ from skdim.batches import Batches, LoadedBatches, Standardizer
 from skdim.checkpoints import Checkpoints
 from skdim.devices import (
     available_device,
+    heed_fork,
     is_out_of_memory,
     limited_threads,
     place,
@@ -42,11 +43,12 @@ from skdim.inference import encode
 from skdim.loaders import LoadedImages, check_loader, check_order
 from skdim.model import NEGATIVES, InfoMaxModel, build_model
 from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
-from skdim.net import DIMNet, private_rng
+from skdim.net import DIMNet
 from skdim.notices import warn
 from skdim.objectives import OBJECTIVES
 from skdim.parameters import check_negatives, check_units, check_weights
 from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
+from skdim.randomness import private_rng
 from skdim.statistics import SMALLEST_SPREAD, channel_statistics
 from skdim.views import Augmentation, Occlusion, StandardAugmentation, check_augmentation
 
@@ -58,6 +60,8 @@ _SEED = "seed drawn from random_state"
 
 # Images of one kind differ less in contrast than a forgotten division by 255 makes them.
 OTHER_SCALE = 100
+# Nor do they lie, in all channels, as many standard deviations from each other as Kelvin from degrees Celsius.
+OTHER_LEVEL = 20
 
 
 def _split_seed(entropy: int) -> tuple[int, int]:
@@ -455,7 +459,8 @@ class DIMTransformer(
             self._train(
                 X,
                 go_on=go_on,
-                epochs=self.max_epochs,
+                # torch's schedules take no integers of NumPy.
+                epochs=int(self.max_epochs),
                 lr_schedule=self.lr_schedule,
                 checkpoint_dir=self.checkpoint_dir,
                 watchers=[task],
@@ -516,13 +521,14 @@ class DIMTransformer(
         Raises
         ------
         ValueError
-            If the images are unfit or of another shape, or `out` cannot take the embeddings. The values of images on
-            disk are checked as they are read; rows of `out` may then be written.
+            If the images are unfit or of another shape, `out` cannot take the embeddings, or an embedding is not
+            finite. The values of images on disk are checked as they are read; rows of `out` may then be written.
         NotFittedError
             If `fit` has not been called.
         """
         check_is_fitted(self)
         self._check_output_layer()
+        heed_fork()
         if isinstance(X, DataLoader):
             check_order(X)
         images = self._check_images(X, reset=False)
@@ -771,6 +777,7 @@ class DIMTransformer(
             "prior": self.prior_weight,
             "coordinate": self.coordinate_weight,
         }
+        heed_fork()
         with ExitStack() as stack:
             device = resolve_device(local_device(self.device) if self.distributed else self.device)
             group = stack.enter_context(join(device)) if self.distributed else ALONE
@@ -809,7 +816,9 @@ class DIMTransformer(
             generators = []
             if not isinstance(self.encoder, str) or callable(self.augmentation):
                 # What the user brings may draw from torch's global generators, in dropout say; ours never do.
-                generators = stack.enter_context(private_rng(self.net_.draw_seed() + group.rank, device))
+                seed = self.net_.draw_seed() + group.rank
+                devices = {torch.device("cpu"), device}
+                generators = [torch.Generator(each).manual_seed(seed) for each in sorted(devices, key=str)]
             progress = stack.enter_context(Progress(epochs, batches.n_drawn, self.verbose, group.rank > 0))
             # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
             callbacks = [progress, *(self.callbacks or ()), *watchers]
@@ -1068,16 +1077,26 @@ class DIMTransformer(
         if images.dtype == np.uint8 and self._trained_on_uint8:
             return
         # A few of them tell the unit of all.
-        few = images.some(min(16, max(1, CHUNK_BYTES // (8 * prod(images.shape)))))
-        spread = few.double().std(dim=(0, 2, 3), correction=0).numpy() / (255 if images.dtype == np.uint8 else 1)
-        # Of a blank channel nothing can be told, and one that was blank is left out.
-        is_blank = (spread <= SMALLEST_SPREAD) | np.isinf(self.std_)
+        few = images.some(min(16, max(1, CHUNK_BYTES // (8 * prod(images.shape))))).double()
+        if images.dtype == np.uint8:
+            few /= 255
+        spread, mean = (values.numpy() for values in torch.std_mean(few, dim=(0, 2, 3), correction=0))
+        # Of a blank channel no spread can be told, and one that was blank is left out.
+        was_blank = np.isinf(self.std_)
+        is_blank = (spread <= SMALLEST_SPREAD) | was_blank
         ratios = spread[~is_blank] / self.std_[~is_blank]
         if ratios.size and (ratios.min() > OTHER_SCALE or ratios.max() < 1 / OTHER_SCALE):
             than = f"{ratios.min():.3g} times more" if ratios.min() > 1 else f"{1 / ratios.max():.3g} times less"
             warn(
                 f"The values of X spread {than} than those of the images that {type(self).__name__} was fitted on, as "
                 "if they were of another range. uint8 images are scaled by 1/255, all others are taken as they are."
+            )
+            return
+        shifts = abs(mean - self.mean_)[~was_blank] / self.std_[~was_blank]
+        if shifts.size and shifts.min() > OTHER_LEVEL:
+            warn(
+                f"The values of X lie {shifts.min():.3g} standard deviations away from those of the images that "
+                f"{type(self).__name__} was fitted on, as if they were in another unit."
             )
 
     @contextmanager

@@ -1,5 +1,6 @@
 """Random views of whole batches, on the device they are on: augmentation and occlusion."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -249,6 +250,7 @@ def check_augmentation(augmentation: str | Augmentation | None, images: Tensor) 
     assert callable(augmentation)
     if isinstance(augmentation, type):
         raise ValueError(f"augmentation must be called with images: pass an instance, {augmentation.__name__}(...).")
+    _check_signature(augmentation)
     views = augmentation(images.clone(), torch.Generator(images.device).manual_seed(0))
     if not isinstance(views, Tensor):
         raise ValueError(f"augmentation must return a tensor of images, got {type(views).__name__}.")
@@ -260,3 +262,17 @@ def check_augmentation(augmentation: str | Augmentation | None, images: Tensor) 
     if not views.isfinite().all():
         raise ValueError("augmentation returned NaN or infinite values for finite images.")
     return augmentation
+
+
+def _check_signature(augmentation: Augmentation) -> None:
+    try:
+        signature = inspect.signature(augmentation)
+    except ValueError:  # of what is not written in Python
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"augmentation is called as augmentation(images, generator), which its signature {signature} has no room "
+            f"for: {error}."
+        ) from error

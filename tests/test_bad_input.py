@@ -35,7 +35,6 @@ def with_value(value, dtype=np.float64):
 
 BAD_INPUTS = {
     "scalar": (3.0, ValueError, "Expected 2D array, got scalar array instead"),
-    "none": (None, ValueError, "Expected 2D array, got scalar array instead"),
     "one dimension": (ROWS[0], ValueError, "Reshape your data"),
     "five dimensions": (ROWS.reshape(10, 1, 4, 2, 2), ValueError, "Found array with dim 5, while dim <= 4 is required"),
     "ambiguous cube": (np.zeros((10, 3, 3, 3)), ValueError, "layout of X with shape (10, 3, 3, 3) is ambiguous"),
@@ -70,6 +69,7 @@ BAD_INPUTS = {
     "sparse matrix": (scipy.sparse.csr_matrix(ROWS), TypeError, "Sparse data was passed for X, but dense data is"),
     "sparse array": (scipy.sparse.csr_array(ROWS), TypeError, "Sparse data was passed for X, but dense data is"),
     "dict": ({"a": 1}, TypeError, "expects an array of images, got dict"),
+    "None": (None, TypeError, "expects an array of images, got NoneType"),
     "set": ({1, 2}, TypeError, "expects an array of images, got set"),
     "generator": ((row for row in ROWS), TypeError, "expects an array of images, got generator"),
     "string": ("images", TypeError, "expects an array of images, got str: skdim.files.read_images makes"),
@@ -183,14 +183,17 @@ def test_cubes_of_another_shape(fitted):
         ((8, 8, 3), (3, 8, 8)),
         ((1, 1, 10), (1, 1, 10)),
         ((28, 28, 1), (1, 28, 28)),
-        ((13, 16, 26), (13, 16, 26)),
+        ((13, 26, 28), (13, 26, 28)),
+        ((28, 26, 13), (13, 28, 26)),
     ],
 )
 def test_layouts_with_one_reading(shape, image_shape):
     assert DIMTransformer(n_components=2, max_epochs=0).fit(RNG.random((2, *shape))).image_shape_ == image_shape
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 5, 1), (16, 16, 16), (8, 4, 4), (3, 26, 5), (26, 24, 25)])
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 1), (1, 5, 1), (16, 16, 16), (8, 4, 4), (3, 26, 5), (26, 24, 25), (20, 24, 48), (48, 24, 20)]
+)
 def test_layouts_with_two_readings(shape):
     refuses(DIMTransformer().fit, RNG.random((2, *shape)), ValueError, "is ambiguous")
     channels_first = DIMTransformer(n_components=2, max_epochs=0, data_format="channels_first")
@@ -202,6 +205,33 @@ def test_images_of_another_shape():
     refuses(dim.transform, IMAGES[:, :, :4], ValueError, "is expecting images of shape (3, 8, 8)")
     refuses(dim.transform, IMAGES[:, :1], ValueError, "is expecting images of shape (3, 8, 8)")
     refuses(dim.transform, IMAGES[:, 0], ValueError, "has images of shape (1, 8, 8)")
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "one"), [((1, 6, 8), (6, 8)), ((3, 1, 20), (3, 20)), ((3, 1, 20), (20, 3)), ((3, 8, 9), (3, 8, 9))]
+)
+def test_one_image_is_told_how_to_be_passed(image_shape, one):
+    dim = DIMTransformer(n_components=2, max_epochs=0, image_shape=image_shape).fit(RNG.random((3, *image_shape)))
+    refuses(dim.transform, RNG.random(one), ValueError, "if X is one image, pass X[None]")
+    if one != (20, 3):
+        assert dim.transform(RNG.random(one)[None]).shape == (1, 2)
+
+
+def test_signals_may_have_their_channels_last():
+    X = RNG.random((5, 3, 20), dtype=np.float32)
+    dim = DIMTransformer(n_components=4, max_epochs=1, image_shape=(3, 1, 20), random_state=0)
+    refuses(dim.fit, X.transpose(0, 2, 1), ValueError, "with their channels last need data_format='channels_last'")
+    expected = dim.fit(X).transform(X)
+    dim.set_params(data_format="channels_last")
+    assert np.array_equal(dim.fit(X.transpose(0, 2, 1)).transform(X.transpose(0, 2, 1)), expected)
+
+
+def test_integers_of_numpy_are_integers():
+    names = ("n_components", "mi_units", "local_samples", "max_epochs", "batch_size", "random_state", "verbose")
+    params = dict(zip(names, np.array([4, 8, 2, 2, 16, 0, 0]), strict=True))
+    dim = DIMTransformer(**params).fit(IMAGES)
+    plain = DIMTransformer(**{name: int(value) for name, value in params.items()}).fit(IMAGES)
+    assert np.array_equal(dim.transform(IMAGES), plain.transform(IMAGES))
 
 
 def test_rows_that_do_not_make_images():
@@ -408,6 +438,8 @@ def test_the_image_that_is_not_finite_is_named(dtype):
 def test_a_class_is_no_augmentation():
     dim = DIMTransformer(augmentation=StandardAugmentation)
     refuses(dim.fit, ROWS, ValueError, "augmentation must be called with images: pass an instance, Standard")
+    dim.set_params(augmentation=lambda images: images)
+    refuses(dim.fit, ROWS, ValueError, "augmentation is called as augmentation(images, generator), which its signature")
 
 
 def test_unknown_device():
@@ -718,8 +750,24 @@ def test_dim_bright_and_blank_images_are_no_other_range():
     half_dark = IMAGES.astype(np.float32)
     half_dark[: len(IMAGES) // 2] /= 1000
     dim.transform(half_dark)
-    for images in (IMAGES // 16, 8.0 * IMAGES, np.zeros_like(IMAGES), np.full(IMAGES.shape, 9e4)):
+    for images in (IMAGES // 16, 8.0 * IMAGES, np.zeros_like(IMAGES)):
         dim.transform(images.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "now",
+    [IMAGES + 273.15 * 8, 50.0 * IMAGES, np.full(IMAGES.shape, 9e4)],
+    ids=["another zero", "another unit", "saturated"],
+)
+def test_another_level_than_in_fit_is_warned_about(now):
+    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(IMAGES.astype(np.float32))
+    with pytest.warns(
+        UserWarning, match=r"standard deviations away from those of the images that DIMTr.* another unit"
+    ):
+        dim.transform(now.astype(np.float32))
+    one_channel = IMAGES.astype(np.float32)
+    one_channel[:, 0] = now[:, 0]
+    dim.transform(one_channel)  # A warning would be an error.
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -763,6 +811,16 @@ def test_small_differences_on_a_large_background_are_signal():
     X = (1000 + 0.05 * rng.standard_normal((50, 1, 8, 8))).astype(np.float32)
     dim = DIMTransformer(n_components=4, max_epochs=0).fit(X)
     assert dim.std_[0] == pytest.approx(0.05, rel=0.05)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_embedding_that_is_not_finite_is_an_error(given):
+    X = 1e-3 * np.random.default_rng(0).standard_normal((200, 1, 8, 8)).astype(np.float32)
+    dim = DIMTransformer(n_components=4, max_epochs=1, random_state=0).fit(X)
+    X[150, 0, 2, 2] = 3e38
+    out = np.empty((200, 4), dtype=np.float32) if given else None
+    with pytest.raises(ValueError, match=r"The embedding of image 150 of X is not finite"):
+        dim.transform(X, out=out)
 
 
 def test_images_from_all_over_tell_the_range():

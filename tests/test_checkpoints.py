@@ -1,9 +1,11 @@
 import copy
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import stat
+import time
 
 import numpy as np
 import pytest
@@ -532,3 +534,40 @@ def test_a_divergence_names_the_term_and_not_their_sum(digits):
 
     with pytest.raises(FloatingPointError, match=r"The loss term '(local|prior|prior_discriminator)' is nan"):
         small(encoder=Broken).fit(digits[0])
+
+
+def test_files_of_the_user_are_neither_read_nor_removed(X, tmp_path):
+    copies = [tmp_path / name for name in ("epoch-000002-keep.safetensors", "epoch-before-change.safetensors")]
+
+    def copy_checkpoint(net):
+        for path in copies:
+            shutil.copy(tmp_path / "epoch-000002.safetensors", path)
+
+    broken_off(X, tmp_path, 5, max_epochs=6, callbacks=[AtEpoch(3, copy_checkpoint)])
+    epochs = Epochs()
+    small(tmp_path, max_epochs=6, callbacks=[AtEpoch(7, boom), epochs]).fit(X)
+    assert epochs.numbers == [5, 6]
+    assert all(path.exists() for path in copies)
+
+
+def test_checkpoints_stay_where_they_are_if_a_callback_goes_to_another_folder(X, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    small("here", callbacks=[AtEpoch(1, lambda net: os.chdir("elsewhere"))]).fit(X)
+    assert (tmp_path / "here" / "epoch-000004.safetensors").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_a_callback_forks_does_not_keep_the_folder(X, tmp_path):
+    sleepers = []
+
+    def fork(net):
+        sleepers.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)))
+        sleepers[-1].start()
+
+    params = {"lr_schedule": "constant", "max_epochs": 2}
+    small(tmp_path, callbacks=[AtEpoch(1, fork)], **params).fit(X)
+    assert small(tmp_path, **params | {"max_epochs": 3}).fit(X).n_iter_ == 3
+    assert sleepers[0].is_alive()
+    sleepers[0].kill()
+    sleepers[0].join()

@@ -38,6 +38,7 @@ from skdim.evaluation import (
     retrieval_scorer,
     total_correlation_bound,
 )
+from skdim.evaluation.information import _bound
 from skdim.evaluation.inputs import validation_split
 from skdim.evaluation.networks import MLP, Samples, train
 from skdim.evaluation.probes import PROBES
@@ -727,11 +728,31 @@ def test_a_classifier_that_is_fitted_again_forgets_the_names_of_columns(digits):
 # Unfit parameters of functions
 
 
+@pytest.mark.parametrize("gap", [None, np.nan, "NA"])
+def test_missing_labels_are_refused_before_any_work(digits, trained, monkeypatch, gap):
+    if gap == "NA":
+        gap = pytest.importorskip("pandas").NA
+    X, y = digits[0][:60], np.array(["a", gap] * 30, dtype=object)
+    monkeypatch.setattr(DIMTransformer, "fit", None)
+    message = "Input y contains 30 missing labels, the first of image 1: {} needs one for each image"
+    for fit, name in (
+        (FineTunedClassifier(DIMTransformer(4)).fit, "FineTunedClassifier"),
+        (LinearProbe().fit, "LinearProbe"),
+        (MLPProbe().fit, "MLPProbe"),
+        (lambda X, y: knn_scorer(trained, X, y), "knn_scorer"),
+        (lambda X, y: evaluate(trained, X, digits[1][:60], X, y), "evaluate"),
+    ):
+        with pytest.raises(ValueError, match=message.format(name)):
+            fit(X, y)
+
+
 def test_what_scorers_refuse(digits, trained):
     X, _ = digits
     for scorer in (knn_scorer, linear_probe_scorer):
         with pytest.raises(ValueError, match=f"{scorer.__name__} requires y to be passed, but the target y is None"):
-            scorer(trained, X, None)
+            scorer(trained, X)
+        with pytest.raises(ValueError, match=r"y should be a 1d array, got an array of shape \(\d+, 10\) instead"):
+            scorer(trained, X, np.eye(10)[digits[1]])
     message = r"Found array with 3 sample\(s\) while a minimum of 4 is required by retrieval_scorer"
     with pytest.raises(ValueError, match=message):
         retrieval_scorer(trained, X[:3])
@@ -843,12 +864,12 @@ def test_the_scorer_without_labels_sees_crops_of_the_sizes_that_it_says():
     assert sides.max() == pytest.approx(1, abs=0.02)
 
 
-def test_of_equally_good_regularisations_the_linear_probe_takes_the_strongest():
+def test_of_equally_good_regularisations_the_linear_probe_takes_that_of_the_lowest_loss():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 100)
     X = rng.standard_normal((100, 5)) + 20 * y[:, None]
     for Cs in ((1e-3, 1.0, 100.0), (100.0, 1e-3, 1.0)):
-        assert LinearProbe(Cs=Cs, random_state=0).fit(X, y).C_ == 1e-3
+        assert LinearProbe(Cs=Cs, random_state=0).fit(X, y).C_ == 100.0
 
 
 def test_the_linear_probe_ends_its_path_where_the_accuracy_falls(monkeypatch):
@@ -862,14 +883,126 @@ def test_the_linear_probe_ends_its_path_where_the_accuracy_falls(monkeypatch):
     monkeypatch.setattr(LinearProbe, "_minimize", watched)
     # Many features tell the class, with noise: weak regularisation learns the noise by heart.
     rng = np.random.default_rng(0)
-    y = rng.integers(0, 2, 1000)
-    X = rng.standard_normal((1000, 400)) + 0.1 * y[:, None]
-    probe = LinearProbe(random_state=0).fit(X[:400], y[:400])
+    y = rng.integers(0, 2, 1500)
+    X = rng.standard_normal((1500, 1000)) + 0.1 * y[:, None]
+    y = np.where(rng.random(1500) < 0.2, 1 - y, y)
+    probe = LinearProbe(random_state=0).fit(X, y)
     *path, last = tried
-    print(path, last)
     assert last == probe.C_
     assert path == sorted(path)
-    assert max(path) < 1.0
+    assert probe.C_ < max(path) < 1.0
+
+
+def test_the_linear_probe_of_few_samples_is_not_far_behind_a_fixed_regularisation(all_digits):
+    X, y = all_digits
+    chosen, fixed = [], []
+    for seed in range(8):
+        order = np.random.RandomState(seed).permutation(len(X))
+        few, rest = order[:30], order[30:]
+        chosen.append(LinearProbe(device="cpu", random_state=seed).fit(X[few], y[few]).score(X[rest], y[rest]))
+        fixed.append(LinearProbe(Cs=[1.0], device="cpu").fit(X[few], y[few]).score(X[rest], y[rest]))
+    assert min(chosen) > 0.3
+    assert np.mean(chosen) > np.mean(fixed) - 0.05
+
+
+def test_the_linear_probe_of_a_rare_class_does_not_settle_for_the_frequent_one(all_digits):
+    X, y = all_digits[0], all_digits[1] == 8
+    for seed in range(6):
+        order = np.random.RandomState(seed).permutation(len(X))
+        few, rest = order[:150], order[150:]
+        probe = LinearProbe(device="cpu", random_state=seed).fit(X[few], y[few])
+        assert probe.predict(X[rest][y[rest]]).mean() > 0.2
+
+
+def test_ties_between_neighbours_do_not_go_to_the_label_that_sorts_first():
+    rng = np.random.default_rng(0)
+    y = np.arange(1200) % 2
+    Z = rng.standard_normal((1200, 10))  # with nothing to tell, a label is predicted as often whatever its name
+    share = np.mean(knn_probe().fit(Z[:600], y[:600]).predict(Z[600:]) == 0)
+    renamed = np.mean(knn_probe().fit(Z[:600], 1 - y[:600]).predict(Z[600:]) == 1)
+    assert share == pytest.approx(renamed, abs=0.02)
+
+
+class Given:
+    """A transformer whose images are embeddings already."""
+
+    def transform(self, X):
+        return X.copy()
+
+
+def test_folds_of_the_linear_scorer_are_drawn_at_random():
+    rng = np.random.default_rng(0)
+    block, y = np.repeat(np.arange(3), 60), np.tile([0, 1], 90)
+    # Each third of the rows, as of plates or days, tells its classes by dimensions of its own.
+    Z = 0.1 * rng.standard_normal((180, 6))
+    Z[np.arange(180), 2 * block + y] += 1
+    assert linear_probe_scorer(Given(), Z.astype(np.float32), y) > 0.95
+
+
+def test_neighbours_of_the_scorer_are_others_and_features_are_standardised():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 150)
+    Z = rng.standard_normal((150, 4)) + 0.7 * np.eye(3, 4)[y]
+    unit = (Z - Z.mean(0)) / Z.std(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    votes = np.eye(3)[y[np.argsort(-similarity, axis=1)[:, :20]]].sum(axis=1)
+    own = votes[np.arange(150), y]
+    others = np.where(np.eye(3)[y] == 1, -1, votes).max(axis=1)
+    scaled = Z * [1e-3, 1, 30, 1e3] + [5, -40, 3e2, 0]
+    # Whatever is made of classes with as many votes.
+    assert np.mean(own > others) <= knn_scorer(Given(), scaled, y) <= np.mean(own >= others)
+
+
+def retrieval_score_of(*crops):
+    """Score of the embeddings of both crops, in the order in which the scorer takes the images."""
+    X = np.random.default_rng(0).random((len(crops[0]), 64)).astype(np.float32)
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+    given = iter(crops)
+    dim.transform = lambda X: next(given).astype(np.float32)
+    return retrieval_scorer(dim, X)
+
+
+def embeddings_of_two_crops(noise=0.8):
+    rng = np.random.default_rng(1)
+    shared = rng.standard_normal((80, 3)) * rng.lognormal(0, 0.5, (80, 1))
+    return [shared + noise * rng.standard_normal((80, 3)) for _ in range(2)]
+
+
+def test_either_crop_is_searched_for_among_the_others():
+    first, second = embeddings_of_two_crops()
+    assert retrieval_score_of(first, second) == pytest.approx(retrieval_score_of(second, first), rel=1e-9)
+
+
+def test_either_half_of_the_images_is_scored():
+    first, second = embeddings_of_two_crops(noise=0.2)
+    usual = retrieval_score_of(first, second)
+    # Neither half can be found again if its crops belong to other images.
+    for half in (slice(0, 40), slice(40, 80)):
+        mixed = second.copy()
+        mixed[half] = np.roll(mixed[half], 1, axis=0)
+        assert retrieval_score_of(first, mixed) < 0.75 * usual
+    swapped = [np.concatenate([crop[40:], crop[:40]]) for crop in (first, second)]
+    assert retrieval_score_of(*swapped) == pytest.approx(usual, rel=1e-9)
+
+
+def test_each_half_is_centred_on_its_own_mean():
+    first, second = embeddings_of_two_crops()
+    moved = [crop + np.where(np.arange(80) < 40, 0, 100)[:, None] for crop in (first, second)]
+    assert retrieval_score_of(*moved) == pytest.approx(retrieval_score_of(first, second), rel=1e-3)
+
+
+def test_a_bound_is_one_of_all_samples_and_of_scores_within_the_limit():
+    # In one batch of three: the logarithm of its mean is not a third of that of all.
+    scores_of = torch.zeros(1300)
+    scores_of[0] = 100.0
+
+    def scores(rows, n_pairings, rng):
+        return scores_of[rows][:, None] + 100, scores_of[rows][:, None].expand(-1, n_pairings)
+
+    bound = _bound(scores, torch.arange(1300), 8.0, np.random.RandomState(0))
+    assert bound == pytest.approx(8 - np.log((np.exp(8) + 1299) / 1300), abs=1e-3)
 
 
 @pytest.mark.parametrize(

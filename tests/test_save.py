@@ -279,8 +279,10 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(call, error, tmp_pat
         raise error
 
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         fitted(n_components=3).save(path)
+    if isinstance(error, OSError):
+        assert caught.value.filename == str(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
 
@@ -296,6 +298,20 @@ def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_save_returns(
     monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
     saved(fitted(), tmp_path)
     assert calls == ["file", "replace", "folder"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are opened on posix only")
+def test_a_folder_that_cannot_be_listed_takes_files(tmp_path, monkeypatch):
+    open_file = os.open
+
+    def refuse_folders(path, *args, **kwargs):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", path)
+        return open_file(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    dim = fitted()
+    assert same_state(dim, DIMTransformer.load(saved(dim, tmp_path)))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs file modes")

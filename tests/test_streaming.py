@@ -181,7 +181,7 @@ def test_partial_fit_and_checkpoints(tmp_path):
 def test_no_method_reads_all_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr("skdim.statistics.CHUNK_BYTES", 4000)
     monkeypatch.setattr("skdim.transformer.CHUNK_BYTES", 4000)
-    monkeypatch.setattr("skdim.checkpoints.CHUNK_BYTES", 4000)
+    monkeypatch.setattr("skdim.identity.CHUNK_BYTES", 4000)
     monkeypatch.setattr("skdim.inference.CPU_BATCH", 16)
     X = OnDisk(IMAGES)
     dim = small(checkpoint_dir=tmp_path).fit(X)
@@ -506,6 +506,14 @@ def test_random_state_draws_the_order_of_a_loader_and_leaves_the_global_generato
     assert dims[0].loss_curve_ == dims[1].loss_curve_ != dims[2].loss_curve_
 
 
+class WithoutItems(IterableDataset):
+    def __len__(self):
+        return 40
+
+    def __iter__(self):
+        return iter(())
+
+
 BAD_LOADERS = {
     "no length": (lambda: DataLoader(Endless(), 16), "expects a DataLoader with a length"),
     "nothing": (lambda: loader(IMAGES[:5], drop_last=True), "Found array with 0 sample(s) (a DataLoader)"),
@@ -522,6 +530,11 @@ BAD_LOADERS = {
     "NaN": (lambda: loader(np.where(np.arange(50)[:, None] == 30, np.nan, ROWS)), "Input X contains NaN, in image 30."),
     "more than its length": (lambda: DataLoader(OfLength(40), 16), "should bring 40 images by its length"),
     "more batches": (lambda: DataLoader(OfLength(40), 16, drop_last=True), "should bring 2 batches by its length, but"),
+    "no batch": (lambda: DataLoader(WithoutItems(), 16), "should bring 3 batches by its length, but has none"),
+    "complex": (
+        lambda: [loader(IMAGES), loader(IMAGES.astype(np.complex64))],
+        "the first batch has images of shape (12, 10, 3), read as uint8, batch 1 of shape (12, 10, 3) and dtype comp",
+    ),
     "fewer than its length": (lambda: DataLoader(OfLength(60), 16), "should bring 60 images by its length, but has 50"),
 }
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNetClassifier
@@ -21,9 +21,9 @@ from skdim.base import EstimatorMixin
 from skdim.batches import Standardizer
 from skdim.devices import usual_torch
 from skdim.encoders import read_layers
-from skdim.evaluation.inputs import check_labels_given, encode_labels, validation_split
+from skdim.evaluation.inputs import check_labels, encode_labels, validation_split
 from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
-from skdim.net import private_rng
+from skdim.randomness import private_rng
 from skdim.subjects import embed, images_of, unfrozen
 from skdim.transformer import DIMTransformer
 
@@ -166,8 +166,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         hidden_layer_sizes = check_hidden_layer_sizes(self.hidden_layer_sizes)
         if isinstance(X, DataLoader):
             raise TypeError(f"X is a DataLoader, but {name} reads images in any order and again: pass its dataset.")
-        check_labels_given(y, name)
-        classes, labels = encode_labels(column_or_1d(y, warn=True), name)
+        classes, labels = encode_labels(check_labels(y, name), name)
         # The transformer refuses a path, whose length tells nothing, at once.
         if not isinstance(X, str):
             check_consistent_length(X, labels)

@@ -1,6 +1,6 @@
 """Features, labels and validation splits of probes."""
 
-from math import ceil
+from math import ceil, isnan
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
-from sklearn.utils import assert_all_finite
+from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-__all__ = ["as_numpy", "check_labels_given", "encode_labels", "validated", "validation_split"]
+__all__ = ["as_numpy", "check_labels", "encode_labels", "validated", "validation_split"]
 
 
 def as_numpy(values: Any) -> Any:
@@ -22,7 +22,7 @@ def as_numpy(values: Any) -> Any:
 
 
 def validated(estimator: BaseEstimator, X: Any, *y: Any, **options: Any) -> Any:
-    """Validate features as float32 by scikit-learn's `validate_data`, in NumPy whatever they come in.
+    """Validate labels, and features as float32 by scikit-learn's `validate_data`, in NumPy whatever they come in.
 
     Parameters
     ----------
@@ -40,12 +40,13 @@ def validated(estimator: BaseEstimator, X: Any, *y: Any, **options: Any) -> Any:
     ndarray or tuple
         What `validate_data` returns.
     """
+    labels = [check_labels(each, type(estimator).__name__) for each in y]
     with config_context(array_api_dispatch=False):
-        return validate_data(estimator, as_numpy(X), *map(as_numpy, y), dtype=np.float32, **options)
+        return validate_data(estimator, as_numpy(X), *labels, dtype=np.float32, **options)
 
 
-def check_labels_given(y: Any, name: str) -> None:
-    """Refuse missing labels.
+def check_labels(y: Any, name: str) -> NDArray[Any]:
+    """Refuse labels that are missing, all of them or some, and what is no label of a class.
 
     Parameters
     ----------
@@ -54,22 +55,44 @@ def check_labels_given(y: Any, name: str) -> None:
     name : str
         Of what needs them, for the message.
 
+    Returns
+    -------
+    ndarray of shape (n,)
+        The labels.
+
     Raises
     ------
     ValueError
-        If there are none.
+        If there are none, or they are unfit.
     """
     if y is None:
         raise ValueError(f"{name} requires y to be passed, but the target y is None.")
+    y = column_or_1d(as_numpy(y), warn=True)
+    if y.dtype.kind == "f":
+        assert_all_finite(y, input_name="y")
+    missing = [i for i, label in enumerate(y) if y.dtype == object and _is_missing(label)]
+    if missing:
+        raise ValueError(
+            f"Input y contains {len(missing)} missing labels, the first of image {missing[0]}: {name} needs one for "
+            "each image."
+        )
+    check_classification_targets(y)
+    labels: NDArray[Any] = y
+    return labels
 
 
-def encode_labels(y: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def _is_missing(label: Any) -> bool:
+    # pandas, which need not be installed, has a value of its own.
+    return label is None or (isinstance(label, float) and isnan(label)) or type(label).__name__ == "NAType"
+
+
+def encode_labels(y: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Turn labels into classes 0, 1, ...
 
     Parameters
     ----------
-    y : array-like of shape (n,)
-        Labels.
+    y : ndarray of shape (n,)
+        Labels, checked.
     name : str
         Of the classifier, for the message.
 
@@ -83,12 +106,8 @@ def encode_labels(y: Any, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     Raises
     ------
     ValueError
-        If `y` is no classification target or has fewer than two classes.
+        If there are fewer than two classes.
     """
-    y = np.asarray(as_numpy(y))
-    if y.dtype.kind == "f":
-        assert_all_finite(y, input_name="y")
-    check_classification_targets(y)
     classes, labels = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         count = "only one class" if len(classes) else "no samples"

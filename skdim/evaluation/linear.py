@@ -22,8 +22,13 @@ from skdim.evaluation.inputs import encode_labels, validated, validation_split
 
 __all__ = ["LinearProbe"]
 
-# On standardised features the best regularisation of any representation seen so far lies well inside.
-CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# On standardised features the best regularisation lies inside: near 10 for some tens of samples, near 1e-3 for wide
+# layers of many thousands.
+CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+# Fewer samples than these are split several times: on a single small split the choice is a matter of luck.
+FEW_SAMPLES = 1000
+N_SPLITS = 5
 
 
 class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
@@ -36,8 +41,9 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     as `sklearn.linear_model.LogisticRegression` and `sklearn.svm.LinearSVC` do, but for all classes at once, by
     L-BFGS with full batches on any device. (Two classes have two rows of weights: with the log loss the same C then
     regularises half as much as in `LogisticRegression`.) C is tried from strong to weak, each time from the solution
-    before; the path ends where the accuracy on the split falls. The model with the best C is then fitted to all
-    samples.
+    before, and the one with the best accuracy on the split is taken, of equally good ones that with the lowest loss
+    there; the path ends where the accuracy falls by more than chance explains. Fewer than 1000 samples are split five
+    times, and the means decide. The model with the chosen C is then fitted to all samples.
 
     Parameters
     ----------
@@ -45,12 +51,12 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         "log_loss" is multinomial logistic regression, "squared_hinge" a linear support vector machine, one class
         against the rest, which has no `predict_proba`.
 
-    Cs : sequence of float, default=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    Cs : sequence of float, default=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
         Candidates for the inverse strength of regularisation. With a single one there is nothing to choose and no
         split.
 
     validation_fraction : float, default=0.2
-        Share of the training samples on which C is chosen.
+        Share of the training samples that each split holds out to choose C on.
 
     max_iter : int, default=100
         Most iterations of L-BFGS for each C. Features wider than a thousand are then short of convergence; more
@@ -60,7 +66,7 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         "cpu", "cuda", "cuda:N", or "auto", which is CUDA where there is one, else the CPU.
 
     random_state : int, RandomState instance or None, default=None
-        Draws the split.
+        Draws the splits.
 
     Attributes
     ----------
@@ -145,15 +151,21 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
             X, y = validated(self, X, y, ensure_min_samples=2)
             self.classes_, labels = encode_labels(y, type(self).__name__)
             rng = check_random_state(self.random_state)
-            fitted_on, held_out = validation_split(labels, self.validation_fraction, rng, min_training=1)
-            # Rows in the order of the split: both parts are then views, and a wide matrix is copied once.
-            order = np.concatenate([fitted_on, held_out])
+            splits: list[Any] = [
+                validation_split(labels, self.validation_fraction, rng, min_training=1)
+                for _ in range(N_SPLITS if len(labels) < FEW_SAMPLES else 1)
+            ]
+            order = np.arange(len(labels))
+            if len(splits) == 1:
+                # Rows in the order of the split: both parts are then views, and a wide matrix is copied once.
+                order, n_fitted_on = np.concatenate(splits[0]), len(splits[0][0])
+                splits = [(slice(n_fitted_on), slice(n_fitted_on, None))]
             samples, targets = torch.from_numpy(X[order]).to(device), torch.from_numpy(labels[order]).to(device)
             variance, mean = torch.var_mean(samples, dim=0, correction=0)
             scale = torch.where(variance > 0, variance.sqrt(), 1.0)
             samples.sub_(mean).div_(scale)
             start = np.zeros((len(self.classes_), X.shape[1] + 1))
-            self.C_, start = self._choose(samples, targets, len(fitted_on), Cs, start)
+            self.C_, start = self._choose(samples, targets, splits, Cs, start) if len(Cs) > 1 else (Cs[0], start)
             weights, self.n_iter_ = self._minimize(samples, targets, self.C_, start)
             self.coef_, self.intercept_ = weights[:, :-1].astype(np.float32), weights[:, -1].astype(np.float32)
             self.mean_, self.scale_ = mean.cpu().numpy(), scale.cpu().numpy()
@@ -214,27 +226,34 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         return (X - self.mean_) / self.scale_ @ self.coef_.T + self.intercept_
 
     def _choose(
-        self, samples: Tensor, targets: Tensor, n_fitted_on: int, Cs: list[float], start: NDArray[np.float64]
+        self, samples: Tensor, targets: Tensor, splits: list[Any], Cs: list[float], start: NDArray[np.float64]
     ) -> tuple[float, NDArray[np.float64]]:
-        """Return the C with the best accuracy on the rows after `n_fitted_on`, and its weights."""
-        best_C, best_weights, best_accuracy = Cs[0], start, -1.0
-        for C in Cs if len(Cs) > 1 else []:
-            start, _ = self._minimize(samples[:n_fitted_on], targets[:n_fitted_on], C, start)
-            weights = torch.from_numpy(start).to(samples)
-            predicted = torch.addmm(weights[:, -1], samples[n_fitted_on:], weights[:, :-1].T).argmax(dim=1)
-            accuracy = (predicted == targets[n_fitted_on:]).double().mean().item()
-            if accuracy < best_accuracy:
+        """Return the C with the best mean accuracy on what the splits hold out, and weights that it led to."""
+        starts = [start] * len(splits)
+        n_held_out = len(targets[splits[0][1]])
+        best_C, best_weights, best = Cs[0], start, (-1.0, 0.0)
+        for C in Cs:
+            found = []
+            for i, (fitted_on, held_out) in enumerate(splits):
+                starts[i], _ = self._minimize(samples[fitted_on], targets[fitted_on], C, starts[i])
+                weights = torch.from_numpy(starts[i]).to(samples)
+                scores = torch.addmm(weights[:, -1], samples[held_out], weights[:, :-1].T).double()
+                loss, _ = LOSSES[self.loss](scores, targets[held_out])
+                accuracy = (scores.argmax(dim=1) == targets[held_out]).double().mean()
+                found.append((accuracy.item(), -loss.item()))
+            accuracy, negative_loss = np.mean(found, axis=0)
+            # Two standard errors, and a sample: what is left of a path that falls by more is of no use.
+            if accuracy < best[0] - 2 * (best[0] * (1 - best[0]) / n_held_out) ** 0.5 - 1 / n_held_out:
                 break
-            if accuracy > best_accuracy:
-                best_C, best_weights, best_accuracy = C, start, accuracy
+            if (accuracy, negative_loss) > best:
+                best_C, best_weights, best = C, starts[0], (accuracy, negative_loss)
         return best_C, best_weights
 
     def _minimize(
         self, samples: Tensor, targets: Tensor, C: float, start: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], int]:
-        loss_and_gradient = {"log_loss": _log_loss, "squared_hinge": _squared_hinge}[self.loss]
         result = minimize(
-            _regularized(loss_and_gradient, samples, targets, 1 / (C * len(samples)), start.shape),
+            _regularized(LOSSES[self.loss], samples, targets, 1 / (C * len(samples)), start.shape),
             start.ravel(),
             jac=True,
             method="L-BFGS-B",
@@ -282,3 +301,10 @@ def _squared_hinge(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     sign[row, targets] = 1.0
     shortfall = (1 - sign * scores).clamp_(min=0)
     return shortfall.square().sum(dim=1).mean(), -2 * sign * shortfall / len(scores)
+
+
+# A loss and its gradient by the scores.
+LOSSES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "log_loss": _log_loss,
+    "squared_hinge": _squared_hinge,
+}

@@ -22,7 +22,7 @@ from skdim.devices import resolve_device, usual_torch
 from skdim.evaluation.inputs import encode_labels, validated, validation_split
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
-from skdim.net import private_rng
+from skdim.randomness import private_rng
 
 __all__ = ["N_NEIGHBORS", "PROBES", "MLPProbe", "knn_probe"]
 
@@ -224,8 +224,13 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         return (X - self.mean_) / self.scale_
 
 
+def _votes(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One vote each, and of classes with as many that of the nearer neighbours wins, not that of the first label."""
+    return 1 + 1e-3 * (2 - distances)
+
+
 def knn_probe(n_neighbors: int = N_NEIGHBORS) -> Pipeline:
-    """Nearest neighbours by cosine similarity of standardised features, each with one vote.
+    """Nearest neighbours by cosine similarity of standardised features, each with one vote; ties go to the nearer ones.
 
     Papers on contrastive learning often take 200 neighbours with votes weighted by ``exp(similarity / 0.1)``; twenty
     equal votes have no temperature to set and serve small data too. Standardising gives features whose mean is far
@@ -241,7 +246,7 @@ def knn_probe(n_neighbors: int = N_NEIGHBORS) -> Pipeline:
     sklearn.pipeline.Pipeline
         `StandardScaler` and `KNeighborsClassifier`.
     """
-    return make_pipeline(StandardScaler(), KNeighborsClassifier(n_neighbors, metric="cosine"))
+    return make_pipeline(StandardScaler(), KNeighborsClassifier(n_neighbors, weights=_votes, metric="cosine"))
 
 
 PROBES: dict[str, Callable[[str, int], BaseEstimator]] = {

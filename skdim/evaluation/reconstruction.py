@@ -18,7 +18,7 @@ from skdim.devices import usual_torch
 from skdim.encoders import n_halvings
 from skdim.evaluation.networks import Samples, train
 from skdim.images import Images, ImageShape
-from skdim.net import private_rng
+from skdim.randomness import private_rng
 from skdim.subjects import embed, find_transformer, images_of
 
 __all__ = ["ms_ssim", "reconstruction_ms_ssim"]

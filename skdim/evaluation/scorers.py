@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from torch.nn.functional import affine_grid, grid_sample
 
 from skdim.devices import usual_torch
-from skdim.evaluation.inputs import check_labels_given
+from skdim.evaluation.inputs import check_labels
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.probes import knn_probe
 from skdim.images import Images
@@ -32,7 +32,7 @@ RIDGE = 1e-3
 MAX_CORRELATION = 0.999
 
 
-def knn_scorer(estimator: Any, X: Any, y: Any) -> float:
+def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     """Accuracy of nearest neighbours among held-out images, each classified by the twenty most similar others.
 
     Parameters
@@ -52,16 +52,16 @@ def knn_scorer(estimator: Any, X: Any, y: Any) -> float:
     Raises
     ------
     ValueError
-        If there are no labels, or too few images.
+        If there are no labels or some are missing, or too few images.
     """
-    check_labels_given(y, "knn_scorer")
+    y = check_labels(y, "knn_scorer")
     scaler, neighbors = knn_probe()
     Z = scaler.fit_transform(embed(estimator, X))
     # Without samples, scikit-learn predicts each of those it was fitted on from the others.
     return float(neighbors.fit(Z, y).score(None, y))
 
 
-def linear_probe_scorer(estimator: Any, X: Any, y: Any) -> float:
+def linear_probe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     """Accuracy of `LinearProbe` in a cross-validation of three folds inside the held-out images.
 
     Parameters
@@ -81,9 +81,9 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any) -> float:
     Raises
     ------
     ValueError
-        If there are no labels.
+        If there are no labels or some are missing.
     """
-    check_labels_given(y, "linear_probe_scorer")
+    y = check_labels(y, "linear_probe_scorer")
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
     return float(cross_val_score(LinearProbe(random_state=0), embed(estimator, X), y, cv=folds).mean())
 

@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.utils import check_consistent_length, check_random_state
 
+from skdim.evaluation.inputs import check_labels
 from skdim.evaluation.probes import N_NEIGHBORS, PROBES
 from skdim.subjects import embed, find_transformer, images_of
 from skdim.transformer import DIMTransformer
@@ -86,7 +87,7 @@ def evaluate(
     >>> table = evaluate(dim, X[:1000], y[:1000], X[1000:], y[1000:], probes=["linear", "knn"])
     """
     for X, y in ((X_train, y_train), (X_test, y_test)):
-        check_consistent_length(X, y)
+        check_consistent_length(X, check_labels(y, "evaluate"))
     dim, (X_train, X_test) = find_transformer(dim, X_train, X_test, name="evaluate")
     _check_names("probes", probes, list(PROBES))
     known = [layer for layer in LAYERS if layer in dim._layer_shapes]
