@@ -1109,6 +1109,15 @@ def test_a_split_has_the_shares_of_the_classes():
         assert np.bincount(labels[second]).tolist() == [14, 4, 2]
 
 
+def test_a_class_of_one_sample_is_trained_on_and_the_others_stratified():
+    labels = np.array([0] * 20 + [1] * 10 + [2])
+    for seed in range(5):
+        training, validation = validation_split(labels, 0.2, np.random.RandomState(seed))
+        assert sorted([*training, *validation]) == list(range(31))
+        assert 30 in training
+        assert np.bincount(labels[validation]).tolist() == [5, 2]
+
+
 @pytest.mark.parametrize("batch_norm_logits", [False, True])
 def test_the_layers_of_the_mlp_probe(digits, batch_norm_logits):
     probe = MLPProbe((7, 5), dropout=0.3, batch_norm_logits=batch_norm_logits, max_epochs=1, random_state=0).fit(

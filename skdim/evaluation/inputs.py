@@ -122,7 +122,7 @@ def validation_split(
     *,
     min_training: int = 2,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split the rows, stratified where each class has samples enough for it.
+    """Split the rows, stratified where there are enough of them for it; a class's only sample is trained on.
 
     Parameters
     ----------
@@ -153,11 +153,11 @@ def validation_split(
             f"validation_fraction={validation_fraction} leaves {n_training} of {len(labels)} samples to train on, but "
             f"{min_training} are needed."
         )
-    can_stratify = counts.min() >= 2 and len(counts) <= min(n_validation, n_training)
+    is_only = counts[labels] == 1
+    others = np.flatnonzero(~is_only)
+    if (counts > 1).sum() > min(n_validation, n_training - is_only.sum()):
+        return tuple(train_test_split(np.arange(len(labels)), test_size=n_validation, random_state=random_state))
     training, validation = train_test_split(
-        np.arange(len(labels)),
-        test_size=validation_fraction,
-        stratify=labels if can_stratify else None,
-        random_state=random_state,
+        others, test_size=n_validation, stratify=labels[others], random_state=random_state
     )
-    return training, validation
+    return np.concatenate([training, np.flatnonzero(is_only)]), validation

@@ -33,9 +33,10 @@ N_NEIGHBORS = 20
 class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     """Standardise features, then classify them with a perceptron.
 
-    The default is the paper's non-linear probe: one hidden layer of 200 units with batch norm, ReLU and dropout. It is
-    a `skorch.NeuralNetClassifier` trained by Adam on the cross-entropy of its logits; training stops when the loss on a
-    split of the training samples has not fallen for `patience` epochs, and the weights with the lowest one are kept.
+    The default has the network of the paper's non-linear probe: one hidden layer of 200 units with batch norm, ReLU and
+    dropout. It is a `skorch.NeuralNetClassifier` trained by Adam on the cross-entropy of its logits; training stops
+    when the loss on a split of the training samples has not fallen for `patience` epochs, and the weights with the
+    lowest one are kept. The samples of the split, a tenth, only decide when to stop.
 
     Parameters
     ----------

@@ -100,9 +100,10 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
 
     It can be compared between settings because nothing of a setting is in it: no loss, weight or discriminator, and the
     same task for all. Ranks do not change with the scale of an embedding and, through the canonical directions, hardly
-    with any other invertible linear map, which a linear probe could undo too. Chance is ``(1 + 1/2 + ... + 1/m) / m``
-    for the m images in a half, 0.007 for 1000, and an embedding that has collapsed to a point scores no more: tied
-    ranks count as their mean. Scores of different images, or of different numbers of them, can't be compared.
+    with any other invertible linear map, which a linear probe could undo too, as long as no direction is hundreds of
+    times as wide as the others. Chance is ``(1 + 1/2 + ... + 1/m) / m`` for the m images in a half, 0.007 for 1000, and
+    an embedding that has collapsed to a point scores no more: tied ranks count as their mean. Scores of different
+    images, of different numbers of them or behind different steps of a pipeline can't be compared.
 
     It tells whether parts of an image are recognised as parts of one thing, which is what Deep InfoMax and its kin
     train for. It does not tell whether classes are told apart: what sets one image off from all others may be
