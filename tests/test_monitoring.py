@@ -183,7 +183,7 @@ def test_each_epoch_ends_when_skorch_stops_training(digits):
 def test_scikit_learns_callbacks_are_torn_down_when_a_fit_fails(digits):
     recorder = Recorder()
     with pytest.raises(FloatingPointError):
-        small(lr=1e12, lr_schedule="constant").set_callbacks(recorder).fit(digits[0])
+        small(lr=1e30, batch_size=10, lr_schedule="constant").set_callbacks(recorder).fit(digits[0])
     assert recorder.events[-1] == "teardown"
 
 
