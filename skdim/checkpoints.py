@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from skdim.atomic import write_atomically
 from skdim.distributed import ALONE, Group
+from skdim.nested import pack, unpack
 from skdim.notices import warn
-from skdim.trees import pack, unpack
 
 try:
     import fcntl

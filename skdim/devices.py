@@ -233,7 +233,7 @@ def _after_fork() -> None:
     global _is_forked
     _is_forked = True
     for switched in (full_float32, _float32_by_default):
-        # The thread that holds it is not there to release it.
+        # The thread that holds it is not there to release it. What it has switched stays so here.
         switched._lock = Lock()
 
 
@@ -256,6 +256,7 @@ def usual_torch(device: torch.device) -> Iterator[None]:
     device : torch.device
         Where it is computed.
     """
+    heed_fork()
     on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     no_autocast = torch.autocast(device.type, enabled=False)
     with _float32_by_default, on_cpu, no_autocast, torch.inference_mode(False), torch.enable_grad():

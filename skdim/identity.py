@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from skdim.devices import resolve_precision
 from skdim.images import CHUNK_BYTES, Images, ImageShape
-from skdim.trees import is_storable, split
+from skdim.nested import is_storable, separate
 
 __all__ = ["describe", "describe_images", "describe_training"]
 
@@ -124,7 +124,7 @@ def _digest_module(module: nn.Module) -> str:
         for part in module.modules()
     ]
     # Not the bytes of `pack`: safetensors orders its metadata differently each time.
-    plain, tensors = split({"structure": repr(module), "weights": weights, "attributes": attributes})
+    plain, tensors = separate({"structure": repr(module), "weights": weights, "attributes": attributes})
     digest = hashlib.sha256(json.dumps(plain).encode())
     for tensor in tensors.values():
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)

@@ -399,6 +399,8 @@ def _infer_layout(
         hint = "; if X is one image, pass X[None]" if is_one_image else ""
         if array_shape[1:] == (image_shape[2], image_shape[0]) and image_shape[1] == 1:
             hint = "; signals with their channels last need data_format='channels_last'"
+        if array_shape[1:] == (image_shape[0], image_shape[2]) and image_shape[1] == 1:
+            hint = "; signals with their channels first need data_format='channels_first'"
         raise ValueError(
             f"X of shape {array_shape} has images of shape {found} (channels, height, width), but {name} is expecting "
             f"images of shape {image_shape}{hint}."

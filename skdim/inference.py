@@ -95,8 +95,8 @@ def encode(
     if not are_finite:
         index = int((~output.isfinite().all(dim=1)).nonzero()[0])
         raise ValueError(
-            f"The {layer} of image {index} of X is not finite: its values are too far from those of the images in fit, "
-            "or the encoder's weights are unfit."
+            f"The {layer} of image {index} of X is not finite. Probably its values are too far from those of the "
+            "images in fit, or the encoder's weights are unfit."
         )
     return output
 

@@ -27,10 +27,10 @@ from skdim.checkpoints import Checkpoints
 from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
 from skdim.monitoring import StopTraining
+from skdim.nested import is_storable
 from skdim.notices import warn
 from skdim.randomness import lent_rng
 from skdim.recording import RecordedStep, has_hooks, held_fast
-from skdim.trees import is_storable
 from skdim.views import Augmentation
 
 __all__ = ["DIMNet"]

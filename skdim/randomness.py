@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from skdim.devices import heed_fork, usual_torch
+from skdim.devices import usual_torch
 
 __all__ = ["kept_rng", "lent_rng", "private_rng"]
 
@@ -33,7 +33,6 @@ def private_rng(seed: int, device: torch.device) -> Iterator[list[torch.Generato
     Module initialisation and dropout know no other generator. Nothing else that the caller has set in torch counts in
     the block either.
     """
-    heed_fork()
     cuda = [device] if device.type == "cuda" else []
     with _lock, torch.random.fork_rng(devices=cuda), usual_torch(device):
         generators = [torch.default_generator, *(torch.cuda.default_generators[each.index] for each in cuda)]

@@ -522,7 +522,8 @@ class DIMTransformer(
         ------
         ValueError
             If the images are unfit or of another shape, `out` cannot take the embeddings, or an embedding is not
-            finite. The values of images on disk are checked as they are read; rows of `out` may then be written.
+            finite. Rows of `out` may be written where the values of images on disk, which are checked as they are
+            read, are unfit or embeddings are not finite.
         NotFittedError
             If `fit` has not been called.
         """
@@ -814,7 +815,7 @@ class DIMTransformer(
             if go_on:
                 stack.enter_context(self.net_.rolled_back_on_error())
             generators = []
-            if not isinstance(self.encoder, str) or callable(self.augmentation):
+            if not isinstance(self.encoder, str) or type(augmentation) not in (StandardAugmentation, type(None)):
                 # What the user brings may draw from torch's global generators, in dropout say; ours never do.
                 seed = self.net_.draw_seed() + group.rank
                 devices = {torch.device("cpu"), device}
@@ -835,7 +836,8 @@ class DIMTransformer(
                 self.gather_negatives,
             )
             self.encoder_.eval()
-            self._check_finite_embeddings(images)
+            with private_rng(net_seed, device):
+                self._check_finite_embeddings(images)
         self.__dict__.update(training_attributes(self.history_ + records))
 
     def _check_objective(self, weights: dict[str, float]) -> dict[str, tuple[str, ...]]:
@@ -1096,7 +1098,8 @@ class DIMTransformer(
         if shifts.size and shifts.min() > OTHER_LEVEL:
             warn(
                 f"The values of X lie {shifts.min():.3g} standard deviations away from those of the images that "
-                f"{type(self).__name__} was fitted on, as if they were in another unit."
+                f"{type(self).__name__} was fitted on, as if they were in another unit, or the images blank or "
+                "saturated."
             )
 
     @contextmanager

@@ -9,7 +9,7 @@ from numbers import Real
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
 from skdim.distributed import ALONE, Group
@@ -35,9 +35,6 @@ class StandardAugmentation:
         Most an image is shifted along each side, as a share of that side; what enters is mirrored.
     horizontal_flip, vertical_flip : bool, default=True and False
         Whether to mirror half of the images left to right, and half of them top to bottom.
-    quarter_turns : bool, default=False
-        Whether to turn each image by 0, 90, 180 or 270 degrees, or by 0 or 180 where it is not square. For what has no
-        upright, as seen by microscopes and satellites.
     color : float, default=0.2
         Strength of the changes of brightness, contrast and saturation, made to four images in five. The hue turns by up
         to half as much of the colour circle.
@@ -45,6 +42,9 @@ class StandardAugmentation:
         Share of images whose channels are all replaced by their mean.
     noise : float, default=0.0
         Standard deviation of Gaussian noise, in units of a channel's standard deviation.
+    quarter_turns : bool, default=False
+        Whether to turn each image by 0, 90, 180 or 270 degrees, or by 0 or 180 where it is not square. For what has no
+        upright, as seen by microscopes and satellites.
 
     Raises
     ------
@@ -56,10 +56,10 @@ class StandardAugmentation:
     shift: float = 0.0
     horizontal_flip: bool = True
     vertical_flip: bool = False
-    quarter_turns: bool = False
     color: float = 0.2
     grey: float = 0.2
     noise: float = 0.0
+    quarter_turns: bool = False
 
     def __post_init__(self) -> None:
         highest = {"crop": 1.0, "shift": 1.0, "color": 1.0, "grey": 1.0, "noise": math.inf}
@@ -106,8 +106,8 @@ class StandardAugmentation:
             # Aspect ratios between 3:4 and 4:3, and none that the image has no room for.
             aspect = (1 / area).clamp(max=4 / 3) ** (2 * aspect - 1)
             scale_x, scale_y = (area * aspect).sqrt(), (area / aspect).sqrt()
-        is_mirrored_x = (flip_x < 0.5) & (is_image and self.horizontal_flip)
-        is_mirrored_y = (flip_y < 0.5) & (is_image and self.vertical_flip)
+        is_mirrored_x = (flip_x < 0.5) & bool(is_image and self.horizontal_flip)
+        is_mirrored_y = (flip_y < 0.5) & bool(is_image and self.vertical_flip)
         quarters = torch.zeros_like(flip_x)
         if is_image and self.quarter_turns:
             # Half a turn mirrors both axes, a quarter of one swaps them and mirrors one.
@@ -265,9 +265,11 @@ def check_augmentation(augmentation: str | Augmentation | None, images: Tensor) 
 
 
 def _check_signature(augmentation: Augmentation) -> None:
+    # A module's own call takes anything.
+    called = augmentation.forward if isinstance(augmentation, nn.Module) else augmentation
     try:
-        signature = inspect.signature(augmentation)
-    except ValueError:  # of what is not written in Python
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # of what is not written in Python
         return
     try:
         signature.bind(None, None)

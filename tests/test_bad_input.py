@@ -223,6 +223,7 @@ def test_signals_may_have_their_channels_last():
     refuses(dim.fit, X.transpose(0, 2, 1), ValueError, "with their channels last need data_format='channels_last'")
     expected = dim.fit(X).transform(X)
     dim.set_params(data_format="channels_last")
+    refuses(dim.fit, X, ValueError, "with their channels first need data_format='channels_first'")
     assert np.array_equal(dim.fit(X.transpose(0, 2, 1)).transform(X.transpose(0, 2, 1)), expected)
 
 
@@ -438,8 +439,9 @@ def test_the_image_that_is_not_finite_is_named(dtype):
 def test_a_class_is_no_augmentation():
     dim = DIMTransformer(augmentation=StandardAugmentation)
     refuses(dim.fit, ROWS, ValueError, "augmentation must be called with images: pass an instance, Standard")
-    dim.set_params(augmentation=lambda images: images)
-    refuses(dim.fit, ROWS, ValueError, "augmentation is called as augmentation(images, generator), which its signature")
+    for augmentation in (lambda images: images, torch.nn.Identity()):
+        dim.set_params(augmentation=augmentation)
+        refuses(dim.fit, ROWS, ValueError, "augmentation is called as augmentation(images, generator), which its sign")
 
 
 def test_unknown_device():

@@ -562,7 +562,7 @@ def test_a_process_that_a_callback_forks_does_not_keep_the_folder(X, tmp_path):
     sleepers = []
 
     def fork(net):
-        sleepers.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)))
+        sleepers.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True))
         sleepers[-1].start()
 
     params = {"lr_schedule": "constant", "max_epochs": 2}

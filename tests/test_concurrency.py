@@ -31,7 +31,7 @@ class Dropping(nn.Module):
         self.head = nn.Sequential(nn.Dropout(0.2), nn.Flatten(), nn.LazyLinear(n_components))
 
     def forward(self, images):
-        features = torch.relu(self.conv(images))
+        features = torch.relu(self.conv(images)) + 0.01 * torch.rand(1)
         return self.head(features), features
 
 
@@ -65,10 +65,11 @@ def test_others_may_load_while_an_encoder_that_draws_from_global_generators_trai
 def test_global_generators_are_the_users_between_the_steps_of_an_encoder_that_draws_from_them():
     drawn = []
     torch.manual_seed(3)
-    expected = torch.rand(2)
+    expected, after = torch.rand(2), torch.rand(2)
     torch.manual_seed(3)
     dim = small(encoder=Dropping, callbacks=[AtEpochs(lambda: drawn.append(torch.rand(2)))]).fit(IMAGES)
     assert torch.equal(drawn[0], expected)
+    assert torch.equal(torch.rand(2), after)
     assert dim.loss_curve_ == small(encoder=Dropping).fit(IMAGES).loss_curve_
 
 
@@ -121,6 +122,7 @@ def test_filters_of_warnings_are_left_alone(monkeypatch):
 FORKS = """
     import multiprocessing, pickle, sys, threading, time
     import numpy as np, torch
+    from skdim.evaluation import LinearProbe, retrieval_scorer
     from test_concurrency import Dropping, small
 
     context = multiprocessing.get_context("fork")
@@ -142,6 +144,9 @@ FORKS = """
     dim = small(batch_size=32).fit(images)
     embeddings = dim.transform(images)
     assert ends(transform), "transform"
+    assert ends(lambda: retrieval_scorer(dim, images)), "scorer"
+    wide = np.random.default_rng(0).standard_normal((600, 400))
+    assert ends(lambda: LinearProbe(device="cpu").fit(wide, np.arange(600) % 2)), "probe"
 
     class Slow(Dropping):
         def forward(self, images):

@@ -728,11 +728,15 @@ def test_a_classifier_that_is_fitted_again_forgets_the_names_of_columns(digits):
 # Unfit parameters of functions
 
 
-@pytest.mark.parametrize("gap", [None, np.nan, "NA"])
+@pytest.mark.parametrize("gap", [None, np.nan, np.float32("nan"), "NA", "NaT", "list"], ids=str)
 def test_missing_labels_are_refused_before_any_work(digits, trained, monkeypatch, gap):
-    if gap == "NA":
-        gap = pytest.importorskip("pandas").NA
-    X, y = digits[0][:60], np.array(["a", gap] * 30, dtype=object)
+    X = digits[0][:60]
+    if gap == "NaT":
+        y = np.array(["2026-01-01", "NaT"] * 30, dtype="datetime64[D]")
+    elif gap == "list":
+        y = ["a", np.nan] * 30
+    else:
+        y = np.array(["a", pytest.importorskip("pandas").NA if gap == "NA" else gap] * 30, dtype=object)
     monkeypatch.setattr(DIMTransformer, "fit", None)
     message = "Input y contains 30 missing labels, the first of image 1: {} needs one for each image"
     for fit, name in (

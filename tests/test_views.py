@@ -45,7 +45,7 @@ def test_any_image_gets_finite_views_of_its_shape_that_the_generator_fixes(shape
 @pytest.mark.parametrize(("flip", "axis"), [("horizontal_flip", 3), ("vertical_flip", 2)])
 def test_flips_mirror_half_of_the_images(flip, axis):
     images = images_of((3, 6, 8), n_images=400)
-    views = augmented(images, **{flip: True})
+    views = augmented(images, **{flip: np.True_})
     same = torch.isclose(views, images, atol=1e-4).flatten(1).all(dim=1)
     mirrored = torch.isclose(views, images.flip(axis), atol=1e-4).flatten(1).all(dim=1)
     assert (same ^ mirrored).all()

@@ -1,6 +1,6 @@
 """Features, labels and validation splits of probes."""
 
-from math import ceil, isnan
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -67,11 +67,16 @@ def check_labels(y: Any, name: str) -> NDArray[Any]:
     """
     if y is None:
         raise ValueError(f"{name} requires y to be passed, but the target y is None.")
+    if isinstance(y, list | tuple):
+        # NumPy would make the text "nan" of a gap between texts.
+        y = np.array(y, dtype=object) if any(map(_is_missing, y)) else y
     y = column_or_1d(as_numpy(y), warn=True)
     if y.dtype.kind == "f":
         assert_all_finite(y, input_name="y")
-    missing = [i for i, label in enumerate(y) if y.dtype == object and _is_missing(label)]
-    if missing:
+    missing: Any = []
+    if y.dtype.kind in "OmM":
+        missing = np.flatnonzero(np.isnat(y) if y.dtype.kind in "mM" else [_is_missing(label) for label in y])
+    if len(missing):
         raise ValueError(
             f"Input y contains {len(missing)} missing labels, the first of image {missing[0]}: {name} needs one for "
             "each image."
@@ -82,8 +87,9 @@ def check_labels(y: Any, name: str) -> NDArray[Any]:
 
 
 def _is_missing(label: Any) -> bool:
-    # pandas, which need not be installed, has a value of its own.
-    return label is None or (isinstance(label, float) and isnan(label)) or type(label).__name__ == "NAType"
+    # pandas, which need not be installed, has values of its own.
+    is_nan = isinstance(label, float | np.floating) and bool(np.isnan(label))
+    return label is None or is_nan or type(label).__name__ in ("NAType", "NaTType")
 
 
 def encode_labels(y: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -122,7 +128,7 @@ def validation_split(
     *,
     min_training: int = 2,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split the rows, stratified where there are enough of them for it; a class's only sample is trained on.
+    """Split the rows, stratified where there are enough of them for it; a class's only sample is then trained on.
 
     Parameters
     ----------

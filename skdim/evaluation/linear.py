@@ -151,9 +151,9 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
             X, y = validated(self, X, y, ensure_min_samples=2)
             self.classes_, labels = encode_labels(y, type(self).__name__)
             rng = check_random_state(self.random_state)
+            n_splits = 0 if len(Cs) == 1 else N_SPLITS if len(labels) < FEW_SAMPLES else 1
             splits: list[Any] = [
-                validation_split(labels, self.validation_fraction, rng, min_training=1)
-                for _ in range(N_SPLITS if len(labels) < FEW_SAMPLES else 1)
+                validation_split(labels, self.validation_fraction, rng, min_training=1) for _ in range(n_splits)
             ]
             order = np.arange(len(labels))
             if len(splits) == 1:
@@ -165,7 +165,7 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
             scale = torch.where(variance > 0, variance.sqrt(), 1.0)
             samples.sub_(mean).div_(scale)
             start = np.zeros((len(self.classes_), X.shape[1] + 1))
-            self.C_, start = self._choose(samples, targets, splits, Cs, start) if len(Cs) > 1 else (Cs[0], start)
+            self.C_, start = self._choose(samples, targets, splits, Cs, start) if splits else (Cs[0], start)
             weights, self.n_iter_ = self._minimize(samples, targets, self.C_, start)
             self.coef_, self.intercept_ = weights[:, :-1].astype(np.float32), weights[:, -1].astype(np.float32)
             self.mean_, self.scale_ = mean.cpu().numpy(), scale.cpu().numpy()
@@ -231,7 +231,7 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         """Return the C with the best mean accuracy on what the splits hold out, and weights that it led to."""
         starts = [start] * len(splits)
         n_held_out = len(targets[splits[0][1]])
-        best_C, best_weights, best = Cs[0], start, (-1.0, 0.0)
+        best_C, best_weights, best = Cs[0], start, (0.0, -np.inf)
         for C in Cs:
             found = []
             for i, (fitted_on, held_out) in enumerate(splits):
@@ -239,9 +239,11 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
                 weights = torch.from_numpy(starts[i]).to(samples)
                 scores = torch.addmm(weights[:, -1], samples[held_out], weights[:, :-1].T).double()
                 loss, _ = LOSSES[self.loss](scores, targets[held_out])
-                accuracy = (scores.argmax(dim=1) == targets[held_out]).double().mean()
-                found.append((accuracy.item(), -loss.item()))
-            accuracy, negative_loss = np.mean(found, axis=0)
+                n_correct = (scores.argmax(dim=1) == targets[held_out]).sum()
+                found.append((n_correct.item(), -loss.item()))
+            # Counts, because means of equal accuracies may differ in the last bit.
+            n_correct, negative_loss = np.sum(found, axis=0)
+            accuracy = n_correct / (n_held_out * len(splits))
             # Two standard errors, and a sample: what is left of a path that falls by more is of no use.
             if accuracy < best[0] - 2 * (best[0] * (1 - best[0]) / n_held_out) ** 0.5 - 1 / n_held_out:
                 break

@@ -1,4 +1,4 @@
-"""Trees of dicts, lists, tensors and plain values, as one string of bytes.
+"""Nested values, trees of dicts, lists, tensors and plain values, as one string of bytes.
 
 The bytes are in safetensors format: the tensors, and in its metadata JSON for everything else, so that nothing in them
 is ever run. A SHA-256 over all of them tells what is damaged.
@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-__all__ = ["is_storable", "pack", "split", "unpack"]
+__all__ = ["is_storable", "pack", "separate", "unpack"]
 
 NO_DIGEST = b"0" * 64
 DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
@@ -29,7 +29,7 @@ def pack(tree: Any) -> bytearray:
     TypeError
         If there is something else in it.
     """
-    plain, tensors = split(tree)
+    plain, tensors = separate(tree)
     metadata = {"sha256": NO_DIGEST.decode(), "tree": json.dumps(plain)}
     content = bytearray(safetensors.torch.save(tensors, metadata))
     digest = hashlib.sha256(content).hexdigest().encode()
@@ -62,13 +62,13 @@ def unpack(content: bytes) -> Any:
 def is_storable(value: Any) -> bool:
     """Tell whether a checkpoint can hold a value."""
     try:
-        split(value)
+        separate(value)
     except TypeError:
         return False
     return True
 
 
-def split(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+def separate(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     """Separate a tree into what JSON can hold and its tensors, by their paths in it, on the CPU.
 
     Raises
