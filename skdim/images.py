@@ -395,11 +395,13 @@ def _infer_layout(
             candidates.setdefault((c, a, b), True)
     if image_shape is not None and image_shape not in candidates:
         found = " or ".join(str(shape) for shape in candidates)
-        is_one_image = array_shape in (image_shape, (*image_shape[1:], image_shape[0]))
-        hint = "; if X is one image, pass X[None]" if is_one_image else ""
-        if array_shape[1:] == (image_shape[2], image_shape[0]) and image_shape[1] == 1:
+        channels, height, width = image_shape
+        hint = ""
+        if array_shape in (image_shape, (height, width, channels)):
+            hint = "; if X is one image, pass X[None]"
+        elif height == 1 and array_shape[1:] == (width, channels):
             hint = "; signals with their channels last need data_format='channels_last'"
-        if array_shape[1:] == (image_shape[0], image_shape[2]) and image_shape[1] == 1:
+        elif height == 1 and array_shape[1:] == (channels, width):
             hint = "; signals with their channels first need data_format='channels_first'"
         raise ValueError(
             f"X of shape {array_shape} has images of shape {found} (channels, height, width), but {name} is expecting "

@@ -815,7 +815,7 @@ class DIMTransformer(
             if go_on:
                 stack.enter_context(self.net_.rolled_back_on_error())
             generators = []
-            if not isinstance(self.encoder, str) or type(augmentation) not in (StandardAugmentation, type(None)):
+            if not self._is_built_in(augmentation):
                 # What the user brings may draw from torch's global generators, in dropout say; ours never do.
                 seed = self.net_.draw_seed() + group.rank
                 devices = {torch.device("cpu"), device}
@@ -995,14 +995,15 @@ class DIMTransformer(
             own_generator=own_generator,
             augmentation=augmentation,
             # What users bring may wait for the device or look at what is on it.
-            recordable=device.type == "cuda"
-            and group.size == 1
-            and isinstance(self.encoder, str)
-            and type(augmentation) in (StandardAugmentation, type(None)),
+            recordable=device.type == "cuda" and group.size == 1 and self._is_built_in(augmentation),
         ).initialize()
         self.discriminators_ = model.discriminators
         self.device_ = device
         self._built_for = built_for
+
+    def _is_built_in(self, augmentation: Augmentation | None) -> bool:
+        """Tell whether nothing of the user's runs in a step."""
+        return isinstance(self.encoder, str) and type(augmentation) in (StandardAugmentation, type(None))
 
     def _build_model(
         self, weights: dict[str, float], negatives: dict[str, tuple[str, ...]], device: torch.device, seed: int

@@ -108,8 +108,8 @@ class StandardAugmentation:
             scale_x, scale_y = (area * aspect).sqrt(), (area / aspect).sqrt()
         is_mirrored_x = (flip_x < 0.5) & bool(is_image and self.horizontal_flip)
         is_mirrored_y = (flip_y < 0.5) & bool(is_image and self.vertical_flip)
-        quarters = torch.zeros_like(flip_x)
-        if is_image and self.quarter_turns:
+        is_turned = is_image and self.quarter_turns
+        if is_turned:
             # Half a turn mirrors both axes, a quarter of one swaps them and mirrors one.
             quarters = (4 * torch.rand(flip_x.shape, generator=generator, device=images.device)).floor()
             if height != width:
@@ -119,7 +119,7 @@ class StandardAugmentation:
         columns = self._sample_points(width, scale_x, x, is_mirrored_x)
         rows = self._sample_points(height, scale_y, y, is_mirrored_y)
         grid = torch.stack([columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)], dim=3)
-        if self.quarter_turns and height == width:
+        if is_turned and height == width:
             grid = torch.where((quarters % 2 == 1)[:, :, None, None], grid.transpose(1, 2), grid)
         return grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
