@@ -27,19 +27,18 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def private_rng(seed: int, device: torch.device) -> Iterator[list[torch.Generator]]:
-    """Seed torch's global generators for a block, which gets them, and leave them as they were.
+def private_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators for a block, and leave them as they were.
 
     Module initialisation and dropout know no other generator. Nothing else that the caller has set in torch counts in
     the block either.
     """
     cuda = [device] if device.type == "cuda" else []
     with _lock, torch.random.fork_rng(devices=cuda), usual_torch(device):
-        generators = [torch.default_generator, *(torch.cuda.default_generators[each.index] for each in cuda)]
         # Not torch.manual_seed, which seeds every device, also those that are not forked here.
-        for generator in generators:
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[each.index] for each in cuda)):
             generator.manual_seed(seed)
-        yield generators
+        yield
 
 
 @contextmanager
