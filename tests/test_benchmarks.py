@@ -1,3 +1,4 @@
+import functools
 import importlib
 import re
 import warnings
@@ -6,6 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from skorch.callbacks import Callback
+
+from skdim import DIMTransformer
 
 pytest.importorskip("PIL")
 
@@ -52,6 +56,46 @@ def test_the_papers_tables_are_built_in_pieces_and_keep_its_figures_apart(paper_
     ours = [f"{100 * np.mean([float(r[f'mlp_{layer}']) for r in results]):.2f}" for layer in paper_tables.LAYERS]
     assert [number for number in numbers if number in ours] == ours
     assert numbers[-3:] == ["75.21", "75.57", "69.13"]
+
+
+class Interrupting(Callback):
+    """Sees epochs, and breaks training off at the end of one."""
+
+    def __init__(self, epoch):
+        self.epoch, self.seen = epoch, []
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seen.append(len(net.history))
+        if len(net.history) == self.epoch:
+            raise KeyboardInterrupt
+
+
+def test_the_training_of_a_row_goes_on_after_an_interruption(paper_tables, tmp_path, monkeypatch):
+    path = tmp_path / "results.csv"
+    command = ["images", "--csv", str(path), "--budget", "3ep", "--set", "n_components=4", "--rows", "DIM(L) InfoNCE"]
+    checkpoints = ["--checkpoints", str(tmp_path / "checkpoints")]
+    paper_tables.main(command)
+    (uninterrupted,) = paper_tables.read_results(path)
+    path.unlink()
+
+    interrupting = Interrupting(2)
+    transformer = functools.partial(DIMTransformer, callbacks=[interrupting])
+    monkeypatch.setattr(paper_tables, "DIMTransformer", transformer)
+    with pytest.raises(KeyboardInterrupt):
+        paper_tables.main([*command, *checkpoints])
+    assert interrupting.seen == [1, 2]
+    transformer.keywords["callbacks"] = [resuming := Interrupting(None)]
+    paper_tables.main([*command, *checkpoints])
+    assert resuming.seen == [2, 3]
+    (resumed,) = paper_tables.read_results(path)
+    times = {"training_seconds", "evaluation_seconds"}
+    assert {field: resumed[field] for field in resumed.keys() - times} == {
+        field: uninterrupted[field] for field in resumed.keys() - times
+    }
+    assert float(resumed["training_seconds"]) > 0
+
+    with pytest.raises(SystemExit):
+        paper_tables.main(["images", "--budget", "3s", *checkpoints])
 
 
 def test_no_figure_of_the_paper_is_stored_as_ours(paper_tables, tmp_path):

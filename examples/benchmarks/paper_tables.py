@@ -13,11 +13,13 @@ training is
     --budget 1000ep --set mi_units=2048 batch_size=64 lr=1e-4 lr_schedule=constant
 
 Results are appended to a CSV file, by default ours in the folder beside this one. What is in it already, with the same
-settings, seed and data, is not measured again: a long table is built in pieces, and goes on after an interruption.
+settings, seed and data, is not measured again: a long table is built in pieces, and goes on after an interruption. With
+--checkpoints, so does the training of a row.
 --print shows all of it, as means over the seeds and their standard deviation.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from math import ceil
@@ -112,10 +114,13 @@ def parse_arguments(argv):
     parser.add_argument(
         "--csv", type=Path, default=RESULTS / "paper_tables.csv", help="(default results/paper_tables.csv)"
     )
+    parser.add_argument("--checkpoints", type=Path, help="directory for checkpoints of the trainings (default none)")
     parser.add_argument("--print", action="store_true", help="print the table and measure nothing")
     arguments = parser.parse_args(argv)
     if not arguments.print and arguments.path is None:
         parser.error("the path of the images is needed, unless --print is given")
+    if arguments.checkpoints is not None and not arguments.budget.endswith("ep"):
+        parser.error("--checkpoints needs a budget in epochs: timed again, seconds are another number of them")
     return arguments
 
 
@@ -135,13 +140,21 @@ def n_epochs(budget, params, X):
     return max(1, round(float(budget[:-1]) / (epoch["seconds"] * len(X) / len(few))))
 
 
+def checkpoint_dir(checkpoints, result):
+    """Name the directory of one training among those of others, or None."""
+    if checkpoints is None:
+        return None
+    return checkpoints / hashlib.sha256(repr(key_of(result)).encode()).hexdigest()[:16]
+
+
 def measure(params, seed, with_information, X_train, y_train, X_test, y_test):
     """Train a row and probe it; return its fields of the CSV file."""
-    start = time.perf_counter()
     dim = DIMTransformer(**params).fit(X_train)
     trained = time.perf_counter()
-    result = {"epochs": dim.n_iter_, "training_seconds": round(trained - start, 1)}
-    print(f"trained {dim.n_iter_} epochs in {trained - start:.1f} s", flush=True)
+    # Those of epochs before an interruption are in the history too.
+    seconds = sum(epoch["seconds"] for epoch in dim.history_)
+    result = {"epochs": dim.n_iter_, "training_seconds": round(seconds, 1)}
+    print(f"trained {dim.n_iter_} epochs in {seconds:.1f} s", flush=True)
     device = str(dim.device_)
     probes = {
         "svm": LinearProbe("squared_hinge", device=device, random_state=seed),
@@ -187,6 +200,7 @@ def build_table(arguments):
             params = settings | {"random_state": seed}
             if "max_epochs" not in params:
                 params["max_epochs"] = n_epochs(arguments.budget, params, X_train)
+            params["checkpoint_dir"] = checkpoint_dir(arguments.checkpoints, result)
             result |= measure(params, seed, arguments.information, X_train, y_train, X_test, y_test)
             append_result(arguments.csv, {field: result.get(field, "") for field in FIELDS})
             print(
