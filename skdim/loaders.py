@@ -1,6 +1,6 @@
 """Images that a DataLoader of the user's brings, in its own order and batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetR
 from torch.utils.data.distributed import DistributedSampler
 
 from skdim.images import Images, ImageShape, as_array, check_images
-from skdim.randomness import kept_rng
+from skdim.randomness import lent_rng, seeded_generators
 from skdim.sources import as_stored
 
 __all__ = ["LoadedImages", "check_loader", "check_order"]
@@ -41,6 +41,11 @@ class LoadedImages:
         self.loader, self.first, self._item_shape, self._name = loader, first, item_shape, name
         self.shape, self.dtype = first.shape, first.dtype
         self.n_images = _n_loaded(loader)
+        self.seed(0, torch.device("cpu"))
+
+    def seed(self, seed: int, device: torch.device) -> None:
+        """Seed what the loader's order and transforms draw where they have no generator of their own."""
+        self._generators = seeded_generators(seed, device)
 
     def head(self, n: int) -> torch.Tensor:
         """Return the first `n` images of the batch that came first, or all of fewer."""
@@ -60,7 +65,7 @@ class LoadedImages:
             than the loader's length says.
         """
         n_before = 0
-        for index, batch in enumerate(self.loader):
+        for index, batch in enumerate(_load(self.loader, self._generators)):
             if self.n_images is None and index == len(self.loader):
                 raise ValueError(f"The DataLoader should bring {index} batches by its length, but has more.")
             values = as_array(_images_of(batch), self._name)
@@ -133,9 +138,7 @@ def check_loader(
         raise ValueError(f"{name} expects a DataLoader with a length, but its dataset has none: {error}") from error
     if n_batches == 0:
         raise ValueError(f"Found array with 0 sample(s) (a DataLoader), while a minimum of 1 is required by {name}.")
-    # Loaders draw orders and seeds from the global generator.
-    with kept_rng():
-        batch = next(iter(loader), None)
+    batch = next(_load(loader, seeded_generators(0, torch.device("cpu"))), None)
     if batch is None:
         raise ValueError(f"The DataLoader should bring {n_batches} batches by its length, but has none.")
     batch = as_array(_images_of(batch), name)
@@ -169,6 +172,19 @@ def check_order(loader: DataLoader[Any]) -> None:
         )
     if loader.drop_last and _n_listed(loader) % (loader.batch_size or 1):
         raise ValueError("transform expects a DataLoader that brings all images, got one with drop_last=True.")
+
+
+def _load(loader: DataLoader[Any], generators: Sequence[torch.Generator]) -> Iterator[Any]:
+    """Load batches with these in place of torch's global generators, which are the user's between two batches."""
+    end = object()
+    with lent_rng(generators):
+        batches = iter(loader)
+    while True:
+        with lent_rng(generators):
+            batch = next(batches, end)
+        if batch is end:
+            return
+        yield batch
 
 
 def _images_of(batch: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 from skdim.devices import usual_torch
 
-__all__ = ["kept_rng", "lent_rng", "private_rng"]
+__all__ = ["lent_rng", "private_rng", "seeded_generators"]
 
 # Keeps threads from seeing each other's seeds. Reentrant, because a user's module may load or copy an estimator when it
 # is built.
@@ -41,11 +41,17 @@ def private_rng(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def seeded_generators(seed: int, device: torch.device) -> list[torch.Generator]:
+    """Make generators to lend: one for the CPU, and on CUDA one for the device."""
+    return [torch.Generator(each).manual_seed(seed) for each in sorted({torch.device("cpu"), device}, key=str)]
+
+
 @contextmanager
 def lent_rng(generators: Sequence[torch.Generator]) -> Iterator[None]:
     """Draw from these in a block, where it draws from torch's global generators of their devices.
 
-    For a block that is short, a step of a training: others wait for it who load, copy or train what draws from them.
+    For a block that is short, a step of a training or the loading of a batch: others wait for it who load, copy or
+    train what draws from them.
     """
     if not generators:
         yield
@@ -65,10 +71,3 @@ def lent_rng(generators: Sequence[torch.Generator]) -> Iterator[None]:
         finally:
             for each, state in zip(theirs, before, strict=True):
                 each.set_state(state)
-
-
-@contextmanager
-def kept_rng() -> Iterator[None]:
-    """Leave torch's global generator for the CPU as it was."""
-    with _lock, torch.random.fork_rng(devices=[]):
-        yield

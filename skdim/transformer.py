@@ -48,7 +48,7 @@ from skdim.notices import warn
 from skdim.objectives import OBJECTIVES
 from skdim.parameters import check_negatives, check_units, check_weights
 from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
-from skdim.randomness import private_rng
+from skdim.randomness import private_rng, seeded_generators
 from skdim.statistics import SMALLEST_SPREAD, channel_statistics
 from skdim.views import Augmentation, Occlusion, StandardAugmentation, check_augmentation
 
@@ -542,10 +542,9 @@ class DIMTransformer(
             self._check_out(out, images)
         self._warn_of_other_scale(images)
         standardize = Standardizer(self.mean_, self.std_, self.device_)
-        # Every loader draws a seed from torch's global generator.
-        is_loaded = isinstance(images, LoadedImages)
-        own_rng: AbstractContextManager[Any] = private_rng(0, self.device_) if is_loaded else nullcontext()
-        with limited_threads(images.shape, self.device_), own_rng:
+        if isinstance(images, LoadedImages):
+            images.seed(0, self.device_)
+        with limited_threads(images.shape, self.device_):
             values = encode(self.encoder_, images, standardize, self.output_layer, self._n_features_out, out)
         if out is not None:
             return out
@@ -794,8 +793,7 @@ class DIMTransformer(
             stack.enter_context(limited_threads(images.shape, device))
             stack.enter_context(self._advised_on_memory(device))
             if isinstance(images, LoadedImages):
-                # Its sampler and transforms draw from torch's global generators, if it has no generator of its own.
-                stack.enter_context(private_rng(encoder_seed, device))
+                images.seed(encoder_seed, device)
             if not go_on:
                 self._start(images, encoder_seed, group)
             self._check_coordinates()
@@ -817,9 +815,7 @@ class DIMTransformer(
             generators = []
             if not self._is_built_in(augmentation):
                 # What the user brings may draw from torch's global generators, in dropout say; ours never do.
-                seed = self.net_.draw_seed() + group.rank
-                devices = {torch.device("cpu"), device}
-                generators = [torch.Generator(each).manual_seed(seed) for each in sorted(devices, key=str)]
+                generators = seeded_generators(self.net_.draw_seed() + group.rank, device)
             progress = stack.enter_context(Progress(epochs, batches.n_drawn, self.verbose, group.rank > 0))
             # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
             callbacks = [progress, *(self.callbacks or ()), *watchers]

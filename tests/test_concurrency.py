@@ -50,7 +50,23 @@ def small(**params):
     return DIMTransformer(4, **{"mi_units": 8, "batch_size": 10, "max_epochs": 2, "random_state": 0} | params)
 
 
-def test_others_may_load_while_an_encoder_that_draws_from_global_generators_trains():
+class Jittered(Dataset):
+    """Images that differ each time, by numbers from torch's global generator."""
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def __getitem__(self, index):
+        return IMAGES[index] + 0.01 * torch.rand(1).numpy()
+
+
+# What draws from torch's global generators: an encoder; a DataLoader and its dataset.
+DRAWING = [({"encoder": Dropping}, IMAGES), ({}, DataLoader(Jittered(), batch_size=10, shuffle=True))]
+drawing = pytest.mark.parametrize(("params", "X"), DRAWING, ids=["encoder", "loader"])
+
+
+@drawing
+def test_others_may_load_while_what_draws_from_global_generators_trains(params, X):
     stored = pickle.dumps(small().fit(IMAGES))
     loading = threading.Thread(target=pickle.loads, args=(stored,), daemon=True)
 
@@ -59,18 +75,29 @@ def test_others_may_load_while_an_encoder_that_draws_from_global_generators_trai
         loading.join(timeout=30)
         assert not loading.is_alive()
 
-    small(encoder=Dropping, callbacks=[AtEpochs(load)]).fit(IMAGES)
+    small(callbacks=[AtEpochs(load)], **params).fit(X)
 
 
-def test_global_generators_are_the_users_between_the_steps_of_an_encoder_that_draws_from_them():
+@drawing
+def test_global_generators_are_the_users_between_the_steps_of_what_draws_from_them(params, X):
     drawn = []
     torch.manual_seed(3)
     expected, after = torch.rand(2), torch.rand(2)
     torch.manual_seed(3)
-    dim = small(encoder=Dropping, callbacks=[AtEpochs(lambda: drawn.append(torch.rand(2)))]).fit(IMAGES)
+    dim = small(callbacks=[AtEpochs(lambda: drawn.append(torch.rand(2)))], **params).fit(X)
     assert torch.equal(drawn[0], expected)
     assert torch.equal(torch.rand(2), after)
-    assert dim.loss_curve_ == small(encoder=Dropping).fit(IMAGES).loss_curve_
+    assert dim.loss_curve_ == small(**params).fit(X).loss_curve_
+
+
+def test_transform_of_a_loader_draws_alike_and_leaves_global_generators_to_the_user():
+    dim = small().fit(IMAGES)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    Z = dim.transform(DataLoader(Jittered(), batch_size=10))
+    assert torch.equal(torch.rand(2), expected)
+    assert np.array_equal(Z, dim.transform(DataLoader(Jittered(), batch_size=10)))
 
 
 class Waiting(Dataset):
@@ -98,10 +125,11 @@ def test_a_loader_that_another_thread_reads_has_no_say_in_what_a_training_draws(
 
     def start():
         other.start()
-        # So that it has come as far as it comes.
+        # So that it has come as far as it comes, and is in the middle of drawing for some steps.
         time.sleep(0.2)
+        threading.Timer(0.2, waiting.free.set).start()
 
-    beside = fit(start, waiting.free.set, lambda: time.sleep(0.2))
+    beside = fit(start)
     other.join()
     assert beside == alone
 
