@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["CoordinatePredictor"]
 

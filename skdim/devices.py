@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = [
     "available_device",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from skdim.distributed import ALONE, Group
 from skdim.encoders import FlattenMap, halving_stack, n_halvings
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = [
     "CRITICS",

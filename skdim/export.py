@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from skdim.atomic import write_atomically
 from skdim.batches import Standardizer
 from skdim.encoders import read_layers
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["write_onnx"]
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from skdim.devices import resolve_precision
-from skdim.images import CHUNK_BYTES, Images, ImageShape
+from skdim.images import CHUNK_BYTES, Images
+from skdim.layouts import ImageShape
 from skdim.nested import is_storable, separate
 
 __all__ = ["describe", "describe_images", "describe_training"]

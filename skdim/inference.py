@@ -12,7 +12,8 @@ from skdim.devices import full_float32, is_out_of_memory, usual_torch
 from skdim.discriminators import Critic
 from skdim.encoders import mean_over_map, read_layers
 from skdim.encoders.blocks import evaluating
-from skdim.images import Images, ImageShape
+from skdim.images import Images
+from skdim.layouts import ImageShape
 from skdim.loaders import LoadedImages
 from skdim.model import InfoMaxModel
 from skdim.sources import MappedPages

@@ -10,7 +10,9 @@ from sklearn.base import BaseEstimator
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from skdim.images import Images, ImageShape, as_array, check_images
+from skdim.arrays import as_array
+from skdim.images import Images, check_images
+from skdim.layouts import ImageShape
 from skdim.randomness import lent_rng, seeded_generators
 from skdim.sources import as_stored
 

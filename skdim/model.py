@@ -12,7 +12,7 @@ from skdim.coordinates import CoordinatePredictor
 from skdim.discriminators import CRITICS, Critic, PriorDiscriminator, PriorNoise
 from skdim.distributed import ALONE, Group
 from skdim.encoders import local_features
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 from skdim.objectives import OBJECTIVES, Objective
 from skdim.views import Occlusion
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from skdim._version import __version__
 from skdim.encoders import ENCODERS, StandardizedEncoder, build_encoder, layer_shapes
-from skdim.images import ImageShape, check_image_shape
+from skdim.layouts import ImageShape, check_image_shape
 from skdim.notices import warn
 from skdim.tensorfile import (
     InvalidFileError,

@@ -38,8 +38,9 @@ from skdim.distributed import ALONE, Group, join, local_device
 from skdim.encoders import ENCODERS, make_encoder, receptive_fields
 from skdim.export import write_onnx
 from skdim.identity import describe, describe_images, describe_training
-from skdim.images import CHUNK_BYTES, Images, ImageShape, check_image_shape, check_images
+from skdim.images import CHUNK_BYTES, Images, check_images
 from skdim.inference import encode
+from skdim.layouts import ImageShape, check_image_shape
 from skdim.loaders import LoadedImages, check_loader, check_order
 from skdim.model import NEGATIVES, InfoMaxModel, build_model
 from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes

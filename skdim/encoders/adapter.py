@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from skdim.encoders.blocks import evaluating, mean_over_map
 from skdim.encoders.reading import InvalidEncoderError
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["LayerEncoder"]
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from skdim.encoders.blocks import Pair, conv_norm_relu
 from skdim.encoders.convolutional import ConvolutionalEncoder
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["AlexNetEncoder"]
 

@@ -7,7 +7,7 @@ from math import floor, log2
 import torch
 from torch import Tensor, nn
 
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["FlattenMap", "conv_norm_relu", "evaluating", "halving_stack", "mean_over_map", "n_halvings", "padded_conv"]
 

@@ -12,7 +12,7 @@ from skdim.encoders.reading import layer_shapes
 from skdim.encoders.resnet import ResNetEncoder
 from skdim.encoders.standardized import StandardizedEncoder
 from skdim.encoders.stride1 import Stride1Encoder
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["ENCODERS", "build_encoder", "make_encoder"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from skdim.encoders.blocks import FlattenMap, mean_over_map
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["ConvolutionalEncoder"]
 

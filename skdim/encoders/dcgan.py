@@ -4,7 +4,7 @@ from torch import nn
 
 from skdim.encoders.blocks import halving_stack, n_halvings
 from skdim.encoders.convolutional import ConvolutionalEncoder
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["DCGANEncoder"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from skdim.encoders.blocks import evaluating, mean_over_map
 from skdim.encoders.convolutional import ConvolutionalEncoder
 from skdim.encoders.standardized import StandardizedEncoder
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["InvalidEncoderError", "layer_shapes", "local_features", "read_layers", "receptive_fields"]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from skdim.encoders.blocks import Pair, conv_norm_relu, padded_conv
 from skdim.encoders.convolutional import ConvolutionalEncoder
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["ResNetEncoder"]
 

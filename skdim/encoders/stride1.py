@@ -5,7 +5,7 @@ from math import floor, log2
 from torch import nn
 
 from skdim.encoders.convolutional import ConvolutionalEncoder
-from skdim.images import ImageShape
+from skdim.layouts import ImageShape
 
 __all__ = ["Stride1Encoder"]
 

@@ -17,7 +17,8 @@ from skdim.batches import Standardizer
 from skdim.devices import resolve_device, usual_torch
 from skdim.discriminators import GlobalConcatCritic, LocalConcatCritic
 from skdim.evaluation.inputs import as_numpy
-from skdim.images import ImageShape, check_images
+from skdim.images import check_images
+from skdim.layouts import ImageShape
 from skdim.objectives import donsker_varadhan
 from skdim.randomness import private_rng
 from skdim.statistics import channel_statistics

@@ -17,7 +17,8 @@ from torch.nn.functional import avg_pool2d, conv2d
 from skdim.devices import usual_torch
 from skdim.encoders import n_halvings
 from skdim.evaluation.networks import Samples, train
-from skdim.images import Images, ImageShape
+from skdim.images import Images
+from skdim.layouts import ImageShape
 from skdim.randomness import private_rng
 from skdim.subjects import embed, find_transformer, images_of
 

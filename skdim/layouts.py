@@ -1,0 +1,114 @@
+"""Which axes of an array are channels, height and width."""
+
+from math import isqrt, prod
+from typing import Any
+
+import numpy as np
+
+from skdim.notices import warn
+
+ImageShape = tuple[int, int, int]
+
+__all__ = [
+    "ImageShape",
+    "check_image_shape",
+    "guess_shape",
+    "infer_layout",
+    "refuse_one_image",
+    "warn_of_channels_last",
+]
+
+
+def check_image_shape(image_shape: Any) -> ImageShape:
+    """Check the parameter `image_shape`: three positive integers."""
+    if len(image_shape) != 3 or not all(isinstance(side, int | np.integer) and side > 0 for side in image_shape):
+        raise ValueError(
+            f"image_shape must be three positive integers (channels, height, width) or None, got {image_shape!r}."
+        )
+    channels, height, width = (int(side) for side in image_shape)
+    return channels, height, width
+
+
+def guess_shape(n_features: int) -> ImageShape:
+    """Grey square images where the width allows, else signals."""
+    side = isqrt(n_features)
+    if n_features >= 16 and side * side == n_features:
+        return 1, side, side
+    side = isqrt(n_features // 3)
+    if side >= 8 and 3 * side * side == n_features:
+        warn(
+            f"X has {n_features} features, which looks like colour images of 3 x {side} x {side}, but rows are read as "
+            f"signals of 1 x 1 x {n_features}. Set image_shape=(3, {side}, {side}) if they are images, "
+            f"or image_shape=(1, 1, {n_features}) to silence this warning."
+        )
+    return 1, 1, n_features
+
+
+def warn_of_channels_last(image_shape: ImageShape) -> None:
+    """Say how a shape is read that looks like height, width and channels."""
+    channels, height, width = image_shape
+    if width < min(channels, height) and (width > 1 or channels == height):
+        warn(
+            f"image_shape={image_shape} is read as (C, H, W), images of {channels} channels of {height} x {width}. For "
+            f"rows of (H, W, C) images set image_shape=({width}, {channels}, {height}) and "
+            "data_format='channels_last'; data_format='channels_first' silences this warning."
+        )
+
+
+def refuse_one_image(array_shape: tuple[int, ...], image_shape: ImageShape, name: str) -> None:
+    """Tell a grey image, or a signal of several channels, that has no axis for the number of images from rows."""
+    channels, height, width = image_shape
+    forms = [(height, width)] if channels == 1 else [(channels, width), (width, channels)] if height == 1 else []
+    if array_shape in forms and array_shape[1] != prod(image_shape):
+        raise ValueError(
+            f"X of shape {array_shape} has rows of {array_shape[1]} values, but {name} is expecting images of shape "
+            f"{image_shape}; if X is one image, pass X[None]."
+        )
+
+
+def infer_layout(
+    array_shape: tuple[int, ...], image_shape: ImageShape | None, data_format: str, name: str
+) -> tuple[ImageShape, bool]:
+    """Find the image shape of a 3-D or 4-D array and whether its channels come last."""
+    if len(array_shape) == 3:
+        height, width = array_shape[1:]
+        candidates: dict[ImageShape, bool] = {(1, height, width): False}
+        if image_shape is not None and image_shape[1] == 1:
+            is_last = data_format == "channels_last"
+            candidates[(width, 1, height) if is_last else (height, 1, width)] = is_last
+    else:
+        a, b, c = array_shape[1:]
+        candidates = {}
+        if data_format != "channels_last":
+            candidates[(a, b, c)] = False
+        if data_format != "channels_first":
+            candidates.setdefault((c, a, b), True)
+    if image_shape is not None and image_shape not in candidates:
+        found = " or ".join(str(shape) for shape in candidates)
+        channels, height, width = image_shape
+        hint = ""
+        if array_shape in (image_shape, (height, width, channels)):
+            hint = "; if X is one image, pass X[None]"
+        elif height == 1 and array_shape[1:] == (width, channels):
+            hint = "; signals with their channels last need data_format='channels_last'"
+        elif height == 1 and array_shape[1:] == (channels, width):
+            hint = "; signals with their channels first need data_format='channels_first'"
+        raise ValueError(
+            f"X of shape {array_shape} has images of shape {found} (channels, height, width), but {name} is expecting "
+            f"images of shape {image_shape}{hint}."
+        )
+    if len(array_shape) == 4 and data_format == "auto":
+        # A cube has the same image shape either way. Else the channels are the axis shorter than both others, by half
+        # where those are not the sides of a square, and 1 x 1 x p is a signal.
+        channels_first = (a < min(b, c) and (b == c or 2 * a <= min(b, c))) or (a == b == 1 and c > 1)
+        channels_last = c < min(a, b) and (a == b or 2 * c <= min(a, b))
+        if (a == b == c > 1) or (image_shape is None and channels_first == channels_last):
+            raise ValueError(
+                f"The layout of X with shape {array_shape} is ambiguous: set data_format to 'channels_first' or "
+                "'channels_last' (and image_shape to the channels, height and width, where they are known)."
+            )
+        if image_shape is None:
+            return ((c, a, b), True) if channels_last else ((a, b, c), False)
+    if image_shape is None:
+        return next(iter(candidates.items()))
+    return image_shape, candidates[image_shape]
