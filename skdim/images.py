@@ -18,7 +18,7 @@ from skdim.files import is_image_files, read_images
 from skdim.layouts import ImageShape, guess_shape, infer_layout, refuse_one_image, warn_of_channels_last
 from skdim.sources import LazyArray, as_lazy_array, prefetched
 
-__all__ = ["Images", "check_images"]
+__all__ = ["Images", "check_images", "refuse_loader"]
 
 # Rows read at once where a pass over all images makes float copies.
 CHUNK_BYTES = 1 << 24
@@ -147,10 +147,7 @@ def check_images(
         If a first fit gets an `image_shape` that looks like height, width and channels.
     """
     name = type(estimator).__name__
-    if isinstance(X, DataLoader):
-        raise TypeError(
-            "X is a DataLoader, but images are needed here that can be read in any order, or again: pass its dataset."
-        )
+    refuse_loader(X)
     # A few grey files among colour ones may be all that this call gets.
     mode = {3: "RGB", 4: "RGBA"}.get(image_shape[0]) if image_shape is not None else None
     lazy, are_pictures = as_lazy_array(X, mode, name)
@@ -184,6 +181,20 @@ def check_images(
     channels, height, width = shape
     stored = (height, width, channels) if channels_last else shape
     return Images(flat.reshape(len(flat), *stored), shape, channels_last)
+
+
+def refuse_loader(X: Any) -> None:
+    """Refuse a DataLoader, where its order or a single pass over it will not do.
+
+    Raises
+    ------
+    TypeError
+        If `X` is one.
+    """
+    if isinstance(X, DataLoader):
+        raise TypeError(
+            "X is a DataLoader, but images are needed here that can be read in any order, or again: pass its dataset."
+        )
 
 
 def _validate(estimator: BaseEstimator, X: Any, reset: bool, min_samples: int) -> NDArray[Any] | LazyArray:

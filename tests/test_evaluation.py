@@ -688,12 +688,14 @@ def test_fine_tuning_checks_its_own_input_before_it_trains_a_transformer(digits,
         FineTunedClassifier(Untrainable(), **params).fit(X[:n_images], y[:n_labels])
 
 
-def test_fine_tuning_refuses_a_loader_before_it_trains_a_transformer(digits, trained):
+def test_a_loader_is_refused_where_images_are_read_again(digits, trained):
     X, y = digits
     loader = torch.utils.data.DataLoader(torch.from_numpy(X), batch_size=100)
     for dim in (Untrainable(), trained):
         with pytest.raises(TypeError, match=r"X is a DataLoader, .* pass its dataset"):
             FineTunedClassifier(dim).fit(loader, y)
+    with pytest.raises(TypeError, match=r"X is a DataLoader, .* pass its dataset"):
+        evaluate(trained, X, y, loader, y)
 
 
 def test_fine_tuning_says_what_to_do_with_the_path_of_a_folder(digits, trained):

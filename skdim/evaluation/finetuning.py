@@ -15,7 +15,6 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from skdim.base import EstimatorMixin
 from skdim.batches import Standardizer
@@ -23,6 +22,7 @@ from skdim.devices import usual_torch
 from skdim.encoders import read_layers
 from skdim.evaluation.inputs import check_labels, encode_labels, validation_split
 from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
+from skdim.images import refuse_loader
 from skdim.randomness import private_rng
 from skdim.subjects import embed, images_of, unfrozen
 from skdim.transformer import DIMTransformer
@@ -164,8 +164,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         """
         name = type(self).__name__
         hidden_layer_sizes = check_hidden_layer_sizes(self.hidden_layer_sizes)
-        if isinstance(X, DataLoader):
-            raise TypeError(f"X is a DataLoader, but {name} reads images in any order and again: pass its dataset.")
+        refuse_loader(X)
         classes, labels = encode_labels(check_labels(y, name), name)
         # The transformer refuses a path, whose length tells nothing, at once.
         if not isinstance(X, str):

@@ -13,6 +13,7 @@ from sklearn.utils import check_consistent_length, check_random_state
 
 from skdim.evaluation.inputs import check_labels
 from skdim.evaluation.probes import N_NEIGHBORS, PROBES
+from skdim.images import refuse_loader
 from skdim.subjects import embed, find_transformer, images_of
 from skdim.transformer import DIMTransformer
 
@@ -73,7 +74,7 @@ def evaluate(
     ValueError
         If probe, layer or images are unfit.
     TypeError
-        If there is no transformer in `dim`.
+        If there is no transformer in `dim`, or images come in a DataLoader.
     NotFittedError
         If `dim` is not fitted.
 
@@ -87,6 +88,7 @@ def evaluate(
     >>> table = evaluate(dim, X[:1000], y[:1000], X[1000:], y[1000:], probes=["linear", "knn"])
     """
     for X, y in ((X_train, y_train), (X_test, y_test)):
+        refuse_loader(X)
         check_consistent_length(X, check_labels(y, "evaluate"))
     dim, (X_train, X_test) = find_transformer(dim, X_train, X_test, name="evaluate")
     _check_names("probes", probes, list(PROBES))
