@@ -87,8 +87,9 @@ def objective(loss, C, W, b, Z, y):
 
 @pytest.mark.parametrize("loss", ["log_loss", "squared_hinge"])
 @pytest.mark.parametrize("C", [1e-3, 0.1])
-def test_the_linear_probe_finds_the_solution_of_scikit_learn(all_digits, loss, C):
-    X, y = all_digits[0][:1000], all_digits[1][:1000]
+@pytest.mark.parametrize("n_samples", [1000, 25])  # of 64 features: fewer than samples, and more
+def test_the_linear_probe_finds_the_solution_of_scikit_learn(all_digits, loss, C, n_samples):
+    X, y = all_digits[0][:n_samples], all_digits[1][:n_samples]
     Z = StandardScaler().fit_transform(X)
     if loss == "log_loss":
         reference = LogisticRegression(C=C, max_iter=2000, tol=1e-6).fit(Z, y)

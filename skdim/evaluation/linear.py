@@ -164,10 +164,16 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
             variance, mean = torch.var_mean(samples, dim=0, correction=0)
             scale = torch.where(variance > 0, variance.sqrt(), 1.0)
             samples.sub_(mean).div_(scale)
-            start = np.zeros((len(self.classes_), X.shape[1] + 1))
+            basis = None
+            if X.shape[1] > 2 * len(X):
+                # All steps stay in the space of the samples, which is narrower.
+                basis, coordinates = torch.linalg.qr(samples.T)
+                samples = coordinates.T.contiguous()
+            start = np.zeros((len(self.classes_), samples.shape[1] + 1))
             self.C_, start = self._choose(samples, targets, splits, Cs, start) if splits else (Cs[0], start)
             weights, self.n_iter_ = self._minimize(samples, targets, self.C_, start)
-            self.coef_, self.intercept_ = weights[:, :-1].astype(np.float32), weights[:, -1].astype(np.float32)
+            coef = weights[:, :-1] if basis is None else weights[:, :-1] @ basis.cpu().numpy().T
+            self.coef_, self.intercept_ = coef.astype(np.float32), weights[:, -1].astype(np.float32)
             self.mean_, self.scale_ = mean.cpu().numpy(), scale.cpu().numpy()
         return self
 
