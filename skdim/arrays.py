@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -56,10 +57,13 @@ def as_array(X: Any, name: str) -> Any:
     if isinstance(X, str | os.PathLike):
         raise TypeError(
             f"{name} expects an array of images, got {type(X).__name__}: skdim.files.read_images makes one of a "
-            "folder of image files."
+            "folder of image files, np.load(path, mmap_mode='r') opens an .npy file."
         )
+    if isinstance(X, NpzFile):
+        raise TypeError(f"{name} expects an array of images, got an archive of arrays: pass one of {X.files}.")
     if isinstance(X, bytes | dict | set | frozenset | None) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):
-        raise TypeError(f"{name} expects an array of images, got {type(X).__name__}.")
+        hint = ": make a list of it" if hasattr(X, "__next__") else ""
+        raise TypeError(f"{name} expects an array of images, got {type(X).__name__}{hint}.")
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError(f"{name} does not support masked arrays; fill the masked values first, with X.filled().")
     if isinstance(X, list | tuple):
@@ -121,5 +125,5 @@ def _stack(rows: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
             raise
         raise ValueError(
             f"All images must have the same shape: image 0 has shape {shapes[0]}, image {other} has shape "
-            f"{shapes[other]}."
+            f"{shapes[other]}. Crop, pad or scale them to one first."
         ) from error

@@ -1,10 +1,13 @@
 """What a training is, by plain values: those who are to share one, later or beside it, compare them."""
 
+import copyreg
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from math import isfinite
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -62,7 +65,8 @@ def describe(value: Any) -> Any:
     -------
     object
         What JSON can hold. Arrays and modules are told by digests, classes by their names, functions also by their code
-        and what they hold, other objects by their attributes. What a function reads of its module is not told.
+        and what they hold, other objects by their attributes, or by what pickle keeps of them if they show none. What a
+        function reads of its module is not told.
     """
     return _describe(value, ())
 
@@ -71,6 +75,9 @@ def _describe(value: Any, inside: tuple[int, ...]) -> Any:
     """Describe a value that is part of those with the ids `inside`."""
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, float) and not isfinite(value):
+        # JSON has no such numbers, and nan is not equal to itself.
+        return repr(value)
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if id(value) in inside:
@@ -80,21 +87,21 @@ def _describe(value: Any, inside: tuple[int, ...]) -> Any:
         return [_describe(item, inside) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _describe(item, inside) for key, item in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return [_describe(item, inside) for item in value.ravel()]
     if isinstance(value, np.ndarray | Tensor):
-        array = np.ascontiguousarray(value.detach().float().cpu() if isinstance(value, Tensor) else value)
-        if array.dtype == object:
-            return [_describe(item, inside) for item in array.ravel()]
-        return {"shape": list(array.shape), "dtype": str(value.dtype), "sha256": _digest(array.tobytes())}
+        data = _bytes_of(value) if isinstance(value, Tensor) else value.tobytes()
+        return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": _digest(data)}
     if isinstance(value, partial):
         return {"partial": [_describe(part, inside) for part in (value.func, value.args, value.keywords)]}
     if isinstance(value, MethodType):
         return {"method": [_describe(value.__func__, inside), _describe(value.__self__, inside)]}
     named = value if hasattr(value, "__qualname__") else type(value)
-    name = f"{named.__module__}.{named.__qualname__}"
+    name = f"{getattr(named, '__module__', None)}.{named.__qualname__}"
     if isinstance(value, nn.Module):
         return f"{name} {_digest_module(value)}"
     if isinstance(value, FunctionType):
-        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        held = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
         return {name: _describe([value.__code__, value.__defaults__, value.__kwdefaults__, held], inside)}
     if isinstance(value, CodeType):
         # The bytes hold places in these lists, not names and numbers themselves.
@@ -107,7 +114,23 @@ def _describe(value: Any, inside: tuple[int, ...]) -> Any:
         return name
     slots = [slot for parent in type(value).__mro__ for slot in getattr(parent, "__slots__", ())]
     attributes = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
-    return {name: _describe(attributes | getattr(value, "__dict__", {}), inside)}
+    attributes |= getattr(value, "__dict__", {})
+    return {name: _describe(attributes or _reduced(value), inside)}
+
+
+def _reduced(value: Any) -> list[Any]:
+    """List what pickle keeps of an object that shows no attributes, as generators and patterns do."""
+    with suppress(Exception):
+        reduce: Callable[[Any], Any] = copyreg.dispatch_table.get(type(value), lambda each: each.__reduce_ex__(2))
+        reduced = reduce(value)
+        if isinstance(reduced, tuple):
+            return [list(part) if isinstance(part, Iterator) else part for part in reduced[1:]]
+    return []
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return values.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _digest(data: bytes) -> str:

@@ -165,7 +165,7 @@ def check_images(
         if image_shape is not None:
             refuse_one_image(getattr(X, "shape", ()), image_shape, name)
         flat = _validate(estimator, X, reset, min_samples)
-        shape = image_shape or guess_shape(flat.shape[1])
+        shape = image_shape or guess_shape(flat)
         if prod(shape) != flat.shape[1]:
             raise ValueError(
                 f"cannot reshape {flat.shape[1]} features to image_shape={shape}, which has {prod(shape)}."
@@ -177,6 +177,11 @@ def check_images(
                 f"Found array with 0 feature(s) (shape={X.shape}) while a minimum of 1 is required by {name}."
             )
         shape, channels_last = infer_layout(X.shape, image_shape, data_format, name)
+        if not channels_last and isinstance(X, np.ndarray) and X.ndim == 4 and not X.flags.c_contiguous:
+            in_memory = X.transpose(0, 2, 3, 1)
+            if in_memory.flags.c_contiguous:
+                # (n, H, W, C) images with their axes swapped: rows in the order of memory need no copy.
+                X, channels_last = in_memory, True
         flat = _validate(estimator, X.reshape(len(X), prod(X.shape[1:])), reset, min_samples)
     channels, height, width = shape
     stored = (height, width, channels) if channels_last else shape

@@ -4,6 +4,7 @@ from math import isqrt, prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skdim.notices import warn
 
@@ -29,10 +30,12 @@ def check_image_shape(image_shape: Any) -> ImageShape:
     return channels, height, width
 
 
-def guess_shape(n_features: int) -> ImageShape:
-    """Grey square images where the width allows, else signals."""
+def guess_shape(rows: Any) -> ImageShape:
+    """Guess what flat rows, of shape (n, p), are: grey square images where the width allows, else signals."""
+    n_features = rows.shape[1]
     side = isqrt(n_features)
     if n_features >= 16 and side * side == n_features:
+        _warn_of_channels(rows[:64], side)
         return 1, side, side
     side = isqrt(n_features // 3)
     if side >= 8 and 3 * side * side == n_features:
@@ -42,6 +45,29 @@ def guess_shape(n_features: int) -> ImageShape:
             f"or image_shape=(1, 1, {n_features}) to silence this warning."
         )
     return 1, 1, n_features
+
+
+def _warn_of_channels(rows: NDArray[Any], side: int) -> None:
+    """Tell images of 4, 9 or 16 channels, whose flat rows are as wide as those of a square too, from such squares.
+
+    In a square made of them each row is several rows of a channel, one beside the other, which are more alike than what
+    is below each other, every second or fourth row. In images it is the other way round by far, and in noise even.
+    """
+    alike = {}
+    for n_parts in (2, 3, 4):
+        part = side // n_parts
+        if part >= 8 and part * n_parts == side:
+            parts = rows.reshape(len(rows), side, n_parts, part).astype(np.float64)
+            beside, below = (np.abs(np.diff(parts, axis=axis)).mean() for axis in (2, 1))
+            if beside < 0.9 * below:
+                alike[n_parts**2, part, part] = beside / below
+    if alike:
+        n_channels, height, width = shape = min(alike, key=lambda shape: alike[shape])
+        warn(
+            f"Rows of {side * side} features are read as grey images of {side} x {side}, but look like images of "
+            f"{n_channels} channels of {height} x {width}. Set image_shape={shape} if they are, or "
+            f"image_shape=(1, {side}, {side}) to silence this warning."
+        )
 
 
 def warn_of_channels_last(image_shape: ImageShape) -> None:

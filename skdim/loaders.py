@@ -68,7 +68,7 @@ class LoadedImages:
         """
         n_before = 0
         for index, batch in enumerate(_load(self.loader, self._generators)):
-            if self.n_images is None and index == len(self.loader):
+            if index == len(self.loader):
                 raise ValueError(f"The DataLoader should bring {index} batches by its length, but has more.")
             values = as_array(_images_of(batch), self._name)
             is_uint8 = values.dtype == np.uint8

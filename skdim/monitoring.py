@@ -8,6 +8,7 @@ from typing import Any, Self
 from skorch.callbacks import (
     BatchScoring,
     Callback,
+    EarlyStopping,
     EpochScoring,
     InputShapeSetter,
     LRScheduler,
@@ -15,6 +16,8 @@ from skorch.callbacks import (
     PrintLog,
     ProgressBar,
 )
+
+from skdim.notices import warn
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -44,8 +47,9 @@ def training_attributes(history: list[dict[str, float]]) -> dict[str, Any]:
 class Progress(Callback):
     """One bar over all epochs of a training, and one line an epoch in the log "skdim" at level INFO.
 
-    The bar is drawn on a terminal or in a notebook, never into a pipe or file. It counts the images of the steps that
-    were given to the device and shows the losses of the last epoch, so that no step waits for the device.
+    The bar is drawn on a terminal or in a notebook; a pipe or file gets the lines of the log in its place. It counts
+    the images of the steps that were given to the device and shows the losses of the last epoch, so that no step waits
+    for the device.
 
     Parameters
     ----------
@@ -54,7 +58,7 @@ class Progress(Callback):
     n_images : int
         Images of an epoch.
     verbose : int
-        With 0 there is no bar.
+        With 0 there is neither bar nor line but in the log.
     is_silent : bool, default=False
         Whether there is neither bar nor line, as another process has them.
     """
@@ -115,13 +119,11 @@ class Progress(Callback):
             self.bar.set_postfix(losses)
         if self.is_silent:
             return
-        logger.info(
-            "Epoch %d/%d: %s, %.0f images/s",
-            self.epoch,
-            self.n_epochs,
-            ", ".join(f"{name} {value}" for name, value in losses.items()),
-            record["images_per_second"],
-        )
+        shown = ", ".join(f"{name} {value}" for name, value in losses.items())
+        line = f"Epoch {self.epoch}/{self.n_epochs}: {shown}, {record['images_per_second']:.0f} images/s"
+        logger.info("%s", line)
+        if self.verbose and self.bar is None:
+            print(line, file=sys.stderr, flush=True)
 
 
 class FitTask(Callback):
@@ -202,19 +204,33 @@ def check_callbacks(callbacks: Sequence[Any] | None, lr_schedule: str) -> None:
     ------
     ValueError
         If there is one; the message names it and says what serves instead.
+
+    Warns
+    -----
+    UserWarning
+        If one ends a schedule of learning rates half way.
     """
+    # Names under which skorch's scores have been recorded when a callback's turn comes.
+    recorded: set[str] = set()
     for entry in callbacks or ():
         callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
         if isinstance(callback, type) and issubclass(callback, Callback):
             callback = callback()
         if not isinstance(callback, Callback):
             raise ValueError(f"callbacks must be a list of skorch.callbacks.Callback, got {entry!r} in it.")
-        misfit = _misfit(callback, lr_schedule)
+        misfit = _misfit(callback, lr_schedule, recorded)
         if misfit is not None:
             raise ValueError(f"{type(callback).__name__} in callbacks {misfit}.")
+        if isinstance(callback, EarlyStopping) and lr_schedule != "constant":
+            warn(
+                f"EarlyStopping ends lr_schedule={lr_schedule!r} before its learning rate has fallen, which costs "
+                "accuracy: set lr_schedule='constant' with it."
+            )
+        if isinstance(callback, PassthroughScoring):
+            recorded.add(callback.name)
 
 
-def _misfit(callback: Callback, lr_schedule: str) -> str | None:
+def _misfit(callback: Callback, lr_schedule: str, recorded: set[str]) -> str | None:
     """Say why a callback cannot work here and what does."""
     if isinstance(callback, LRScheduler) and lr_schedule != "constant":
         return f"needs lr_schedule='constant', got {lr_schedule!r}"
@@ -232,10 +248,16 @@ def _misfit(callback: Callback, lr_schedule: str) -> str | None:
             "scoring(net, X, y) of your own, which finds the encoder in net.module_.encoder and gets y=None"
         )
     monitor = getattr(callback, "monitor", None)
-    if monitor in ("valid_loss", "valid_loss_best"):
-        instead = "train_loss" if monitor == "valid_loss" else "train_loss_best"
-        after = "" if monitor == "valid_loss" else " after PassthroughScoring('train_loss', on_train=True)"
-        return f"monitors {monitor!r}, but there are no validation images; use monitor={instead!r}{after}"
+    passed_through = "PassthroughScoring('train_loss', on_train=True)"
+    if monitor == "valid_loss":
+        return "monitors 'valid_loss', but there are no validation images; use monitor='train_loss'"
+    if monitor == "valid_loss_best":
+        return (
+            "monitors 'valid_loss_best', but there are no validation images; use monitor='train_loss_best' after "
+            + passed_through
+        )
+    if monitor == "train_loss_best" and "train_loss" not in recorded:
+        return f"monitors 'train_loss_best', which needs {passed_through} before it"
     return None
 
 

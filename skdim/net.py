@@ -221,7 +221,11 @@ class DIMNet(NeuralNet):
             generators.append(self.own_generator)
         saved = None if checkpoints is None else checkpoints.saved
         if saved is not None and len(saved["history"]) > epochs:
-            raise ValueError(f"max_epochs={epochs}, but the checkpoint has {len(saved['history'])} epochs of training.")
+            n_epochs = len(saved["history"])
+            raise ValueError(
+                f"max_epochs={epochs}, but the checkpoint has {n_epochs} epochs of training: {n_epochs} at least are "
+                "needed to go on from it."
+            )
         with self._joined(group, gather_negatives):
             if saved is not None and (saved["end"] == "stopped" or (saved["end"] and len(saved["history"]) == epochs)):
                 self._load_state(saved, generators)

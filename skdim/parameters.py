@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from skdim.model import NEGATIVES
+from skdim.notices import warn
 
 __all__ = ["check_negatives", "check_units", "check_weights"]
 
@@ -22,12 +23,22 @@ def check_weights(weights: Mapping[str, float], prior_matching: str) -> None:
     ------
     ValueError
         If every loss has a weight of 0.
+
+    Warns
+    -----
+    UserWarning
+        If the prior's is the only one that has not.
     """
     names = [name for name in weights if name != "prior" or prior_matching == "adversarial"]
     if not any(weights[name] for name in names):
         listed = ", ".join(f"{name}_weight" for name in names[:-1]) + f" and {names[-1]}_weight"
         why = "" if "prior" in names else ", and prior_matching='noise' works through the others only"
         raise ValueError(f"{listed} are all 0{why}: there is nothing to train for.")
+    if not any(weights[name] for name in weights if name != "prior"):
+        warn(
+            "local_weight, global_weight and coordinate_weight are all 0: the prior alone is trained for, and the "
+            "embedding learns nothing about the images."
+        )
 
 
 def check_negatives(negatives: Any, critics: Iterable[str]) -> dict[str, tuple[str, ...]]:

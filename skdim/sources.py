@@ -15,6 +15,7 @@ from scipy import sparse
 from torch.utils.data import Dataset, IterableDataset
 
 from skdim.files import is_pillow_image, picture_as_array
+from skdim.notices import warn
 
 __all__ = ["LazyArray", "MappedPages", "as_lazy_array", "as_stored", "check_dtype", "prefetched", "tensor_as_array"]
 
@@ -307,6 +308,12 @@ class _Items:
         image = self._image(0)
         self.are_pictures = is_pillow_image(image)
         first = self._array(0, image)
+        again = self._array(0, self._image(0))
+        if first.tobytes() != again.tobytes():
+            warn(
+                f"Item 0 of X, a {type(dataset).__name__}, differs each time it is read, but images are read several "
+                "times and must stay the same. Random transforms belong in augmentation."
+            )
         if self.are_pictures and first.ndim == 3:
             # A few grey images among colour ones are read as colours.
             self._mode = {3: "RGB", 4: "RGBA"}[first.shape[2]]

@@ -52,7 +52,8 @@ def find_transformer(estimator: Any, *inputs: Any, name: str) -> tuple[DIMTransf
     if not isinstance(found, DIMTransformer):
         raise TypeError(
             f"{name} needs a fitted DIMTransformer or a Pipeline with one, got a {type(estimator).__name__}: pass the "
-            "step that is a DIMTransformer, of a search search.best_estimator_['dim'] for instance."
+            "DIMTransformer in it, search.best_estimator_['dim'] of a search for instance, or transformer_ of a "
+            "FineTunedClassifier."
         )
     check_is_fitted(found)
     return found, list(inputs)
@@ -87,7 +88,7 @@ def embed(transformer: Any, X: Any) -> NDArray[Any]:
     Parameters
     ----------
     transformer : DIMTransformer or Pipeline
-        Fitted.
+        Fitted. A predictor at the end of a pipeline does not count.
     X : array-like
         Images.
 
@@ -96,5 +97,8 @@ def embed(transformer: Any, X: Any) -> NDArray[Any]:
     ndarray of shape (n, n_features_out)
         What `transform` returns, in an array that can be written to, which a DataFrame's may not be.
     """
+    transformer = unfrozen(transformer)
+    if isinstance(transformer, Pipeline) and not hasattr(transformer, "transform"):
+        transformer = transformer[:-1]
     with config_context(array_api_dispatch=False):
         return np.require(transformer.transform(X), requirements="W")

@@ -107,6 +107,11 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, An
         raise InvalidFileError(f"it is truncated or no safetensors file: it declares a header of {length} bytes")
     declared = _parse_json(file.read(length), "header")
     metadata = declared.pop("__metadata__", None)
+    if isinstance(metadata, dict) and metadata.keys() == {"sha256", "tree"}:
+        raise InvalidFileError(
+            "it is a checkpoint of a training, which fit goes on from with checkpoint_dir and the same parameters and "
+            "images"
+        )
     if not isinstance(metadata, dict) or metadata.keys() != {"skdim", "sha256"}:
         raise InvalidFileError("it is a safetensors file of other software")
     if not all(isinstance(value, str) for value in metadata.values()):

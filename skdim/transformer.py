@@ -1123,7 +1123,11 @@ class DIMTransformer(
             state["encoder_"] = to_arrays(state["encoder_"])
             state["device_"] = str(state["device_"])
         # As they were given: after training some hold the optimizer.
-        state["callbacks"] = clone(self.callbacks, safe=False)
+        try:
+            state["callbacks"] = clone(self.callbacks, safe=False)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            warn(f"A copy or pickle of this {type(self).__name__} is without callbacks, which can't be cloned: {error}")
+            state["callbacks"] = None
         if isinstance(self.encoder, nn.Module):
             # A user's instance is a parameter and pickled as one; on the CPU it loads anywhere.
             on_cpu = copy.deepcopy(self.encoder).cpu()

@@ -1,5 +1,8 @@
+import io
 import pickle
 import re
+import warnings
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from skdim import DIMTransformer
+from skdim.images import check_images
 from skdim.views import StandardAugmentation
 
 RNG = np.random.default_rng(0)
@@ -25,6 +29,13 @@ IMAGES = RNG.integers(0, 256, (10, 3, 8, 8), dtype=np.uint8)
 
 LOOP: list = []
 LOOP.append(LOOP)
+
+
+def archive(arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    file.seek(0)
+    return np.load(file)
 
 
 def with_value(value, dtype=np.float64):
@@ -71,9 +82,11 @@ BAD_INPUTS = {
     "dict": ({"a": 1}, TypeError, "expects an array of images, got dict"),
     "None": (None, TypeError, "expects an array of images, got NoneType"),
     "set": ({1, 2}, TypeError, "expects an array of images, got set"),
-    "generator": ((row for row in ROWS), TypeError, "expects an array of images, got generator"),
+    "generator": ((row for row in ROWS), TypeError, "expects an array of images, got generator: make a list of it"),
     "string": ("images", TypeError, "expects an array of images, got str: skdim.files.read_images makes"),
-    "path": (Path("images"), TypeError, "Path: skdim.files.read_images makes one of a folder of image files."),
+    "path of an array": ("X.npy", TypeError, "np.load(path, mmap_mode='r') opens an .npy file"),
+    "archive": (archive({"X": ROWS, "y": ROWS[0]}), TypeError, "got an archive of arrays: pass one of ['X', 'y']"),
+    "path": (Path("images"), TypeError, "Path: skdim.files.read_images makes one of a folder of image files, np.load("),
     "meta tensor": (torch.zeros(10, 16, device="meta"), TypeError, "a tensor on the meta device"),
     "list of meta tensors": ([torch.zeros(16, device="meta")] * 3, TypeError, "a tensor on the meta device"),
     "sparse tensor": (
@@ -246,6 +259,22 @@ def test_rows_that_look_like_colour_images_are_warned_about():
         dim.fit(RNG.random((4, 192)))
     assert caught[0].filename == __file__
     assert dim.image_shape_ == (1, 1, 192)
+
+
+@pytest.mark.parametrize("n_channels", [4, 9, 16])
+def test_rows_of_several_channels_that_are_as_wide_as_those_of_a_grey_square_are_warned_about(n_channels):
+    # What is near in them is alike, as in images.
+    X = RNG.standard_normal((20, n_channels, 16, 16)).cumsum(axis=2).cumsum(axis=3)
+    with pytest.warns(UserWarning, match=re.escape(f"Set image_shape=({n_channels}, 16, 16)")) as caught:
+        dim = DIMTransformer(n_components=2, max_epochs=0).fit(X.reshape(20, -1))
+    assert caught[0].filename == __file__
+    side = 16 * isqrt(n_channels)
+    assert dim.image_shape_ == (1, side, side)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DIMTransformer(n_components=2, max_epochs=0, image_shape=(n_channels, 16, 16)).fit(X.reshape(20, -1))
+        for grey in (X[:, 0].reshape(20, -1), RNG.random((20, side * side)), np.eye(20, side * side)):
+            DIMTransformer(n_components=2, max_epochs=0).fit(grey)
 
 
 def test_warnings_name_the_users_line_whatever_lies_between():
@@ -577,8 +606,9 @@ def read_only(X):
         lambda X: np.repeat(X, 2, axis=0)[::2],
         lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
         lambda X: X.astype(X.dtype.newbyteorder()),
+        lambda X: np.moveaxis(np.moveaxis(X, 1, -1).copy(), -1, 1),
     ],
-    ids=["fortran", "read-only", "strided", "negative strides", "byte order"],
+    ids=["fortran", "read-only", "strided", "negative strides", "byte order", "swapped axes"],
 )
 @pytest.mark.parametrize("X", [ROWS, IMAGES], ids=["rows", "images"])
 def test_memory_layout_does_not_matter(X, same, recwarn):
@@ -588,6 +618,14 @@ def test_memory_layout_does_not_matter(X, same, recwarn):
     assert np.array_equal(dim.fit_transform(same(X)), expected)
     assert np.array_equal(X, before)
     assert not [w for w in recwarn if "writable" in str(w.message)]
+
+
+def test_images_with_their_axes_swapped_are_not_copied():
+    X = np.zeros((5, 8, 6, 3), dtype=np.uint8)
+    options = {"image_shape": None, "data_format": "channels_first", "reset": True}
+    images = check_images(DIMTransformer(), X.transpose(0, 3, 1, 2), **options)
+    assert images.shape == (3, 8, 6)
+    assert images.shares_memory(X)
 
 
 def test_a_memory_map_and_a_list_of_pictures(tmp_path, fitted):

@@ -125,7 +125,7 @@ def test_going_on_at_any_epoch_gives_equal_bits(X, tmp_path, epoch):
         {"encoder": "dcgan", "negatives": "shuffle"},
         {"encoder": "stride1", "discriminator": "concat", "mi_estimator": "jsd", "negatives": "roll"},
         {"prior_weight": 0, "lr_schedule": "constant", "precision": "float32"},
-        {"prior": "normal", "precision": "bfloat16", "local_weight": 0},
+        {"prior": "normal", "precision": "bfloat16", "local_weight": 0, "global_weight": 1.0},
     ],
 )
 def test_every_part_of_the_state_is_taken_up(colour_images, tmp_path, params):
@@ -342,7 +342,7 @@ def test_early_stopping_goes_on_counting(X, tmp_path):
     def stopping():
         return EarlyStopping(monitor="train_loss", threshold=100.0, threshold_mode="abs", patience=3, load_best=True)
 
-    params = {"max_epochs": 9}
+    params = {"max_epochs": 9, "lr_schedule": "constant"}
     uninterrupted = small(callbacks=[stopping()], **params).fit(X)
     assert uninterrupted.n_iter_ == 4
     broken_off(X, tmp_path, 3, callbacks=[stopping()], **params)

@@ -424,6 +424,20 @@ def test_images_without_a_label_are_grey(missing):
     assert [text.get_text() for text in nothing.get_legend().get_texts()] == ["no label"]
 
 
+def test_the_legend_has_classes_of_any_name():
+    ax = EmbeddingDisplay(np.zeros((4, 2)), y=["", "_control", "$5", "treated"]).plot().ax_
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["''", "$5", "_control", "treated"]
+
+
+def test_thumbnails_are_of_all_classes_in_whatever_order_they_come(fitted, colour_images):
+    X, _ = colour_images
+    coordinates = np.random.default_rng(0).random((200, 2))
+    pictures = [X[0].transpose(1, 2, 0)] * 200
+    display = EmbeddingDisplay(coordinates, pictures=pictures).plot(n_thumbnails=10)
+    assert len(display.thumbnails_) == 10
+    assert max(display.thumbnails_) > 100
+
+
 @pytest.mark.parametrize("params", [{"prior_matching": "noise", "prior_weight": 0.5}, {"multiple_globals": True}])
 def test_score_maps_are_of_the_embeddings_that_the_critic_has_learned_from(colour_images, params):
     X, _ = colour_images

@@ -103,6 +103,15 @@ def test_the_linear_probe_finds_the_solution_of_scikit_learn(all_digits, loss, C
     assert np.mean(probe.predict(all_digits[0][1000:]) == predicted) > 0.995
 
 
+@pytest.mark.parametrize("loss", ["log_loss", "squared_hinge"])
+def test_the_linear_probe_does_not_depend_on_the_scale_of_features(all_digits, loss):
+    X, y = all_digits
+    predicted = LinearProbe(loss, random_state=0).fit(X[:300], y[:300]).predict(X[300:])
+    for scale in (2.0**-110, 2.0**110):
+        probe = LinearProbe(loss, random_state=0).fit(X[:300] * scale, y[:300])
+        assert np.array_equal(probe.predict(X[300:] * scale), predicted)
+
+
 def test_the_linear_probe_chooses_C_on_training_samples_only():
     rng = np.random.default_rng(0)
     # Many features tell the class, with noise: weak regularisation learns the noise by heart.
@@ -444,13 +453,27 @@ def test_scorers_work_in_searches_and_pipelines(digits):
     images = X.reshape(-1, 8, 8).astype(np.uint8)
     dim = DIMTransformer(4, max_epochs=1, random_state=0)
     scoring = {"knn": knn_scorer, "linear": linear_probe_scorer, "retrieval": retrieval_scorer}
-    search = GridSearchCV(dim, {"local_weight": [0.0, 1.0]}, scoring=scoring, cv=2, refit=False).fit(images, y)
+    search = GridSearchCV(dim, {"local_weight": [0.5, 1.0]}, scoring=scoring, cv=2, refit=False).fit(images, y)
     for name in scoring:
         assert np.isfinite(search.cv_results_[f"mean_test_{name}"]).all()
     search = GridSearchCV(dim, {"n_components": [2, 8]}, scoring=retrieval_scorer, cv=2).fit(images)
     assert search.best_params_ == {"n_components": 8}
     pipeline = make_pipeline(FunctionTransformer(lambda X: X / 16), dim).fit(X)
     assert retrieval_scorer(pipeline, X) == pytest.approx(retrieval_scorer(clone(dim).fit(X / 16), X / 16))
+
+
+def test_scorers_take_pipelines_that_end_in_a_classifier(digits):
+    X, y = digits
+    dim = DIMTransformer(4, max_epochs=1, random_state=0)
+    pipeline = make_pipeline(dim, StandardScaler(), LogisticRegression()).fit(X, y)
+    for scorer in (knn_scorer, linear_probe_scorer, retrieval_scorer):
+        assert scorer(pipeline, X, y) == scorer(pipeline[:-1], X, y)
+
+
+def test_the_knn_scorer_of_too_few_images_names_them(digits, trained):
+    X, y = digits
+    with pytest.raises(ValueError, match=r"Found array with 20 sample\(s\) while a minimum of 21 .* by knn_scorer"):
+        knn_scorer(trained, X[:20], y[:20])
 
 
 def test_any_output_of_the_transformer_and_tensors_will_do(digits):
@@ -488,11 +511,28 @@ def test_dimensions_far_apart_among_many_are_seen_to_depend_on_each_other():
     assert total_correlation_bound(Z, max_epochs=15, random_state=0) > 0.5
 
 
+class Rows(torch.utils.data.Dataset):
+    """Images and their numbers."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], index
+
+
 def test_mutual_information_of_images(all_digits, trained):
     X, _ = all_digits
     images = X.reshape(-1, 8, 8)[:600]
     informative = mutual_information_bound(images, trained.transform(images), max_epochs=25, random_state=0)
     assert informative > 1.5
+    items = Rows(images)
+    assert mutual_information_bound(items, trained.transform(images), max_epochs=1, random_state=0) == (
+        mutual_information_bound(images, trained.transform(images), max_epochs=1, random_state=0)
+    )
     shuffled = trained.transform(np.random.default_rng(0).permutation(images))
     # A critic that learned the training pairs by heart would report far more if it were measured on them.
     assert abs(mutual_information_bound(images, shuffled, max_epochs=8, random_state=0)) < 0.1

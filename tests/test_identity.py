@@ -1,5 +1,9 @@
 import json
+import re
+from collections import deque
+from datetime import date
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -64,12 +68,37 @@ def with_keyword(strength):
         Slotted,
         lambda strength: partial(with_default, strength=strength),
         lambda strength: np.array([strength / 3, "a"], dtype=object),
+        # Without attributes that Python would show.
+        itemgetter,
+        np.random.RandomState,
+        np.random.default_rng,
+        lambda strength: re.compile("a" * strength),
+        lambda strength: deque([strength]),
+        lambda strength: date(2020, 1, strength),
+        lambda strength: torch.tensor([2**40 + strength]),
+        lambda strength: torch.tensor([1 + 1j * strength]).conj(),
+        lambda strength: torch.tensor(float(strength), dtype=torch.bfloat16),
+        lambda strength: [float("nan"), float("inf"), strength],
+        lambda strength: [Crop.__init__.__get__, strength],
     ],
-    ids=["default", "keyword", "slots", "partial", "objects"],
 )
 def test_descriptions_tell_parameters_apart_by_all_that_they_hold(make):
-    assert describe(make(1)) == describe(make(1))
-    assert describe(make(1)) != describe(make(2))
+    first, again, other = (json.dumps(describe(make(strength)), allow_nan=False) for strength in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_a_function_over_a_variable_that_is_not_set_yet_is_described():
+    def outer():
+        def augment(images, generator):
+            return images * later
+
+        first = describe(augment)
+        later = 2
+        return first, describe(augment), later
+
+    first, then, _ = outer()
+    assert first != then
 
 
 def test_the_same_numbers_in_images_of_another_shape_are_other_images():

@@ -90,11 +90,11 @@ def test_the_bar_is_closed_when_training_fails(digits, monkeypatch):
 
 
 @pytest.mark.parametrize("verbose", [0, 1])
-def test_a_pipe_gets_nothing_and_the_log_a_line_an_epoch(digits, capsys, caplog, verbose):
+def test_the_log_gets_a_line_an_epoch_and_a_pipe_the_same_if_it_is_asked_for(digits, capsys, caplog, verbose):
     with caplog.at_level(logging.INFO, logger="skdim"):
         dim = small(verbose=verbose).fit(digits[0])
-    assert capsys.readouterr() == ("", "")
     lines = [record.getMessage() for record in caplog.records if record.name == "skdim"]
+    assert capsys.readouterr() == ("", "".join(line + "\n" for line in lines) if verbose else "")
     assert [line.split(":")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2"]
     assert all(f"loss {loss:.3g}" in line for line, loss in zip(lines, dim.loss_curve_, strict=True))
 
@@ -174,7 +174,7 @@ def test_scikit_learns_callbacks_stop_training(digits):
 def test_each_epoch_ends_when_skorch_stops_training(digits):
     recorder = Recorder()
     stop = EarlyStopping(monitor="train_loss", patience=1, threshold=10.0, threshold_mode="abs")
-    dim = small(max_epochs=5, callbacks=[stop]).set_callbacks(recorder).fit(digits[0])
+    dim = small(max_epochs=5, lr_schedule="constant", callbacks=[stop]).set_callbacks(recorder).fit(digits[0])
     assert dim.n_iter_ < 5
     assert recorder.events.count("end DIMTransformer epoch") == dim.n_iter_
 
@@ -234,7 +234,7 @@ def test_epoch_and_batch_scoring(digits):
         EpochScoring(scatter, on_train=True, name="spread"),
         EarlyStopping(monitor="spread", lower_is_better=False, patience=1, threshold=10.0, threshold_mode="abs"),
     ]
-    dim = small(max_epochs=5, callbacks=callbacks).fit(digits[0])
+    dim = small(max_epochs=5, lr_schedule="constant", callbacks=callbacks).fit(digits[0])
     assert dim.n_iter_ == 2
     assert len(dim.net_.history[-1, "batches"]) == 1
     assert dim.net_.history[-1, "spread"] > 0
@@ -299,6 +299,7 @@ def test_every_other_callback_of_skorch_trains(digits, tmp_path):
         (skorch_callbacks.InputShapeSetter(), "InputShapeSetter in callbacks is not needed"),
         (EarlyStopping(), "EarlyStopping in callbacks monitors 'valid_loss', .* use monitor='train_loss'"),
         (skorch_callbacks.Checkpoint(), "Checkpoint in callbacks monitors 'valid_loss_best', .* PassthroughScoring"),
+        (skorch_callbacks.Checkpoint("train_loss_best"), "monitors 'train_loss_best', which needs PassthroughScoring"),
         (skorch_callbacks.PassthroughScoring("train_loss"), "PassthroughScoring in callbacks needs on_train=True"),
         (("score", EpochScoring(scatter)), "EpochScoring in callbacks needs on_train=True"),
         (EpochScoring("accuracy", on_train=True), "EpochScoring in callbacks cannot use scoring='accuracy'"),
@@ -309,6 +310,12 @@ def test_every_other_callback_of_skorch_trains(digits, tmp_path):
 def test_callbacks_that_cannot_work_are_refused_before_any_work(callback, message):
     with pytest.raises(ValueError, match=message):
         small(callbacks=[callback]).fit([["not", "read"]])
+
+
+def test_stopping_early_in_a_cycle_of_the_learning_rate_is_warned_about(digits):
+    stop = EarlyStopping(monitor="train_loss")
+    with pytest.warns(UserWarning, match="EarlyStopping ends lr_schedule='one_cycle' .* set lr_schedule='constant'"):
+        small(callbacks=[stop]).fit(digits[0])
 
 
 def test_verbose_is_checked(digits):

@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from skorch.callbacks import Callback
 from torch import nn
 
 from skdim import DIMTransformer
@@ -23,6 +24,35 @@ def fitted(digits):
     X, y = digits
     dim = DIMTransformer(n_components=8, max_epochs=2, random_state=0)
     return make_pipeline(dim, LogisticRegression(max_iter=200)).fit(X, y)
+
+
+class Told(Callback):
+    """Not as scikit-learn's conventions want it: it cannot be cloned."""
+
+    def __init__(self, name):
+        self.names = [name]
+
+
+def test_a_callback_that_cannot_be_cloned_is_left_out_of_a_pickle(digits):
+    X, _ = digits
+    dim = DIMTransformer(4, max_epochs=1, random_state=0, callbacks=[Told("a")]).fit(X)
+    with pytest.warns(UserWarning, match="pickle of this DIMTransformer is without callbacks, which can't be cloned"):
+        loaded = pickle.loads(pickle.dumps(dim))
+    assert loaded.callbacks is None
+    assert np.array_equal(loaded.transform(X), dim.transform(X))
+
+
+def test_a_perceptron_in_mapped_memory_predicts_in_silence(digits, tmp_path):
+    X, y = digits
+    probe = MLPProbe(max_epochs=2, random_state=0).fit(X, y)
+    joblib.dump(probe, tmp_path / "probe.joblib")
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        mapped = joblib.load(tmp_path / "probe.joblib", mmap_mode="r")
+    finally:
+        torch.set_warn_always(always)
+    assert np.array_equal(mapped.predict_proba(X), probe.predict_proba(X))
 
 
 def weight_bytes(encoder):

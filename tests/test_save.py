@@ -191,6 +191,11 @@ def test_own_encoders_load_into_what_the_user_passes(encoder, tmp_path):
             copy.partial_fit(ROWS)
 
 
+def test_a_checkpoint_is_told_from_what_save_writes(digits, tmp_path):
+    DIMTransformer(4, max_epochs=1, random_state=0, checkpoint_dir=tmp_path).fit(digits[0])
+    refuses(tmp_path / "epoch-000001.safetensors", "it is a checkpoint of a training, which fit goes on from")
+
+
 def refuses(path, message, **given):
     with pytest.raises(InvalidFileError, match=re.escape(message)) as caught:
         DIMTransformer.load(path, **given)

@@ -446,6 +446,19 @@ def test_pictures_in_a_dataset_are_read_as_files_are():
     assert np.array_equal(dim.transform(Items(grey)), dim.transform(grey))
 
 
+class Jittered(Items):
+    def __getitem__(self, index):
+        return super().__getitem__(index) + np.random.default_rng().random(dtype=np.float32)
+
+
+def test_a_dataset_whose_items_change_is_warned_about():
+    with pytest.warns(
+        UserWarning, match="Item 0 of X, a Jittered, differs each time .* belong in augmentation"
+    ) as caught:
+        small(max_epochs=0).fit(Jittered(list(ROWS.astype(np.float32))))
+    assert caught[0].filename == __file__
+
+
 # Loaders
 
 
@@ -530,6 +543,10 @@ BAD_LOADERS = {
     "NaN": (lambda: loader(np.where(np.arange(50)[:, None] == 30, np.nan, ROWS)), "Input X contains NaN, in image 30."),
     "more than its length": (lambda: DataLoader(OfLength(40), 16), "should bring 40 images by its length"),
     "more batches": (lambda: DataLoader(OfLength(40), 16, drop_last=True), "should bring 2 batches by its length, but"),
+    "more batches than images make": (
+        lambda: [loader(IMAGES), loader(IMAGES[16:], batch_size=4)],
+        "should bring 4 batches by its length, but has more",
+    ),
     "no batch": (lambda: DataLoader(WithoutItems(), 16), "should bring 3 batches by its length, but has none"),
     "complex": (
         lambda: [loader(IMAGES), loader(IMAGES.astype(np.complex64))],

@@ -126,6 +126,7 @@ def test_no_infonce_bound_exceeds_the_information_there_is(negatives):
         assert 0.2 < max(epoch[name] for epoch in dim.history_) < np.log(4)
 
 
+@pytest.mark.filterwarnings("ignore:local_weight, global_weight and coordinate_weight are all 0")
 def test_the_prior_discriminator_is_an_adversary(digits):
     # One that helped the encoder would see its own loss fall together with the encoder's.
     dim = small(local_weight=0, global_weight=0, prior_weight=1.0, max_epochs=1).fit(digits[0])
@@ -304,6 +305,13 @@ def test_partial_fit_adds_an_epoch_each_time(digits):
     assert dim.fit(X).n_iter_ == 2
 
 
+def test_the_prior_alone_is_warned_about(digits):
+    with pytest.warns(
+        UserWarning, match="local_weight, global_weight and coordinate_weight are all 0: the prior alone"
+    ):
+        small(local_weight=0, global_weight=0, max_epochs=1).fit(digits[0])
+
+
 def test_going_on_takes_up_new_weights_and_learning_rate(digits):
     X, _ = digits
     dim = small(global_weight=0, prior_weight=0).fit(X)
@@ -440,7 +448,7 @@ def test_wide_rows(n_features):
 
 def test_early_stopping_ends_training_and_keeps_it(digits):
     stop = EarlyStopping(monitor="train_loss", patience=2, threshold=10.0, threshold_mode="abs", sink=lambda _: None)
-    dim = small(max_epochs=10, callbacks=[stop]).fit(digits[0])
+    dim = small(max_epochs=10, lr_schedule="constant", callbacks=[stop]).fit(digits[0])
     assert dim.n_iter_ == len(dim.history_) < 10
     assert np.isfinite(dim.transform(digits[0])).all()
     assert clone(dim).get_params()["callbacks"] is not None

@@ -182,24 +182,29 @@ class EmbeddingDisplay:
 
         x, y = coordinates.T
         frames = np.full(len(x), "black", dtype=object)
+        classes: list[Any] = []
+        names: list[str] = []
         known = np.ones(len(x), dtype=bool) if labels is None else ~_are_missing(labels)
         if not known.all():
             # Below the others, which come after them.
             frames[~known] = "lightgrey"
-            scatter(x[~known], y[~known], color="lightgrey", label="no label")
+            classes.append(scatter(x[~known], y[~known], color="lightgrey", label="no label"))
+            names.append("no label")
             assert labels is not None
             x, y, labels = x[known], y[known], labels[known]
         if labels is None:
             scatter(x, y, color=COLORS[0])
         elif not len(labels):
-            legend_beside(self.ax_)
+            legend_beside(self.ax_, classes, names)
         elif _are_classes(labels):
             for i, label in enumerate(np.unique(labels)):
                 is_it = labels == label
                 frames[np.flatnonzero(known)[is_it]] = color = COLORS[i % len(COLORS)]
                 marker = MARKERS[i // 5 % len(MARKERS)]
-                scatter(x[is_it], y[is_it], color=color, marker=marker, label=str(label))
-            legend_beside(self.ax_)
+                classes.append(scatter(x[is_it], y[is_it], color=color, marker=marker, label=str(label)))
+                # An empty text is shown as Python shows it.
+                names.append(str(label) or repr(""))
+            legend_beside(self.ax_, classes, names)
         elif {"c", "color"} & scatter_kwargs.keys():
             scatter(x, y)
         else:
@@ -218,9 +223,10 @@ class EmbeddingDisplay:
         self.figure_.canvas.figure.draw_without_rendering()
         page = self.ax_.transData.transform(self.coordinates) * 72 / self.figure_.dpi
         chosen: list[int] = []
-        for i, place in enumerate(page):
+        # In an order of chance, because the first images are often of one class.
+        for i in np.random.RandomState(0).permutation(len(page)).tolist():
             # The frame takes a quarter more.
-            if len(chosen) < n_thumbnails and all(np.abs(page[j] - place).max() > 1.25 * THUMBNAIL for j in chosen):
+            if len(chosen) < n_thumbnails and all(np.abs(page[j] - page[i]).max() > 1.25 * THUMBNAIL for j in chosen):
                 chosen.append(i)
                 picture = self.pictures[i]
                 image = OffsetImage(picture, zoom=THUMBNAIL / max(picture.shape[:2]), interpolation="nearest")

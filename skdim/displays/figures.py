@@ -1,5 +1,6 @@
 """What the displays' figures have in common: axes, colours, legends and sizes."""
 
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
@@ -54,10 +55,12 @@ def with_defaults(artist: type, defaults: dict[str, Any], chosen: dict[str, Any]
     return defaults | normalize_kwargs(chosen, artist)
 
 
-def legend_beside(ax: Any) -> None:
-    """Put the legend beside the axes, in as many columns as it needs."""
-    n_columns = ceil(len(ax.get_legend_handles_labels()[1]) / LEGEND_ROWS)
-    ax.legend(
+def legend_beside(ax: Any, artists: Sequence[Any], names: Sequence[str]) -> None:
+    """Put a legend beside the axes, in as many columns as it needs."""
+    n_columns = ceil(len(names) / LEGEND_ROWS)
+    legend = ax.legend(
+        artists,
+        [str(i) for i in range(len(names))],
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
         borderaxespad=0.0,
@@ -66,6 +69,9 @@ def legend_beside(ax: Any) -> None:
         ncols=n_columns,
         **({"fontsize": "small", "columnspacing": 1.0, "handletextpad": 0.2} if n_columns > 1 else {}),
     )
+    # Afterwards, because matplotlib leaves out what has an underscore before its name, or none.
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
 
 
 def remove_lines(ax: Any) -> None:

@@ -112,5 +112,5 @@ class TrainingCurveDisplay:
         self.ax_.set(xlabel="Epoch", ylabel="Loss (solid), bound in nats (dashed)" if bounds else "Loss")
         self.ax_.xaxis.get_major_locator().set_params(integer=True)
         self.ax_.spines[["top", "right"]].set_visible(False)
-        legend_beside(self.ax_)
+        legend_beside(self.ax_, *self.ax_.get_legend_handles_labels())
         return self

@@ -12,6 +12,7 @@ from sklearn import config_context
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from skdim.batches import Standardizer
 from skdim.devices import resolve_device, usual_torch
@@ -194,7 +195,8 @@ def total_correlation_bound(
 
 def _inputs(X: Any, device: torch.device) -> tuple[ImageShape, Callable[[Tensor], Tensor]]:
     """Shape of an input and a function that reads some, standardised; vectors are images of one pixel."""
-    if np.ndim(X) == 2:
+    # NumPy would read all of a Dataset.
+    if not isinstance(X, Dataset) and np.ndim(X) == 2:
         vectors = _standardized(_checked(X), device)
         return (vectors.shape[1], 1, 1), lambda rows: vectors[rows, :, None, None]
     images = check_images(DIMTransformer(), X, image_shape=None, data_format="auto", reset=True)

@@ -161,9 +161,7 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
                 order, n_fitted_on = np.concatenate(splits[0]), len(splits[0][0])
                 splits = [(slice(n_fitted_on), slice(n_fitted_on, None))]
             samples, targets = torch.from_numpy(X[order]).to(device), torch.from_numpy(labels[order]).to(device)
-            variance, mean = torch.var_mean(samples, dim=0, correction=0)
-            scale = torch.where(variance > 0, variance.sqrt(), 1.0)
-            samples.sub_(mean).div_(scale)
+            mean, scale = _standardize(samples)
             basis = None
             if X.shape[1] > 2 * len(X):
                 # All steps stay in the space of the samples, which is narrower.
@@ -268,6 +266,18 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
             options={"maxiter": self.max_iter, "gtol": 1e-4, "ftol": 1e-9},
         )
         return result.x.reshape(start.shape), int(result.nit)
+
+
+def _standardize(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardise columns in place, constant ones to zero, and return means and standard deviations (1 for those)."""
+    # Powers of two change no digit; without them squares of very large or small values would not fit into float32.
+    _, exponent = torch.frexp(torch.maximum(samples.amax(dim=0), -samples.amin(dim=0)))
+    exponent.clamp_(-120, 120)
+    samples.ldexp_(-exponent)
+    variance, mean = torch.var_mean(samples, dim=0, correction=0)
+    scale = torch.where(variance > 0, variance.sqrt(), 1.0)
+    samples.sub_(mean).div_(scale)
+    return mean.ldexp_(exponent), torch.where(variance > 0, scale.ldexp_(exponent), 1.0)
 
 
 def _regularized(

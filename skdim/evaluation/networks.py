@@ -86,7 +86,8 @@ class MLP(nn.Sequential):
 
 
 def _load_mlp(arguments: tuple[Any, ...], arrays: dict[str, NDArray[Any]]) -> nn.Module:
-    dtype = torch.from_numpy(arrays["0.weight"]).dtype
+    # Of no values: torch warns of those that cannot be written to, as joblib's in mapped memory.
+    dtype = torch.from_numpy(np.empty(0, arrays["0.weight"].dtype)).dtype
     return with_arrays(MLP(*arguments).to(dtype), arrays)
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from skdim.devices import usual_torch
 from skdim.evaluation.inputs import check_labels
 from skdim.evaluation.linear import LinearProbe
-from skdim.evaluation.probes import knn_probe
+from skdim.evaluation.probes import N_NEIGHBORS, knn_probe
 from skdim.images import Images
 from skdim.subjects import embed, find_transformer, images_of
 
@@ -38,7 +38,7 @@ def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     Parameters
     ----------
     estimator : DIMTransformer or Pipeline
-        Fitted; a pipeline that ends in a transformer.
+        Fitted. A classifier at the end of a pipeline does not count.
     X : array-like
         Held-out images, more than 20.
     y : array-like of shape (n,)
@@ -55,6 +55,11 @@ def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         If there are no labels or some are missing, or too few images.
     """
     y = check_labels(y, "knn_scorer")
+    if len(y) <= N_NEIGHBORS:
+        raise ValueError(
+            f"Found array with {len(y)} sample(s) while a minimum of {N_NEIGHBORS + 1} is required by knn_scorer: hold "
+            "more images out, with fewer folds for one, or take linear_probe_scorer or retrieval_scorer."
+        )
     scaler, neighbors = knn_probe()
     Z = scaler.fit_transform(embed(estimator, X))
     # Without samples, scikit-learn predicts each of those it was fitted on from the others.
@@ -67,7 +72,7 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     Parameters
     ----------
     estimator : DIMTransformer or Pipeline
-        Fitted; a pipeline that ends in a transformer.
+        Fitted. A classifier at the end of a pipeline does not count.
     X : array-like
         Held-out images.
     y : array-like of shape (n,)
