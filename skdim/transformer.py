@@ -104,7 +104,8 @@ class DIMTransformer(
         All but the first are far slower, see `skdim.encoders`. A class or other callable builds a module as
         ``encoder(image_shape, n_components)``; an instance is copied and trained on from the weights it has. Its
         ``forward`` takes float32 images (N, C, H, W) and returns the embedding (N, n_components) and the local
-        features (N, K, h, w). `skdim.encoders.LayerEncoder` makes one of any network.
+        features (N, K, h, w). `skdim.encoders.LayerEncoder` makes one of any network. Behind ``memory`` of a pipeline
+        give a callable: joblib tells no two instances to be equal, and would train each time.
 
     local_weight : float, default=1.0
         Weight of the local mutual information, the paper's beta. A weight of 0 builds and computes nothing of its
@@ -238,8 +239,9 @@ class DIMTransformer(
         searches over them give the same bits for any `n_jobs`.
 
     verbose : int, default=0
-        With 1, training shows a bar on a terminal or in a notebook: epochs, losses, images a second and the time left.
-        With or without it, a line an epoch goes to ``logging.getLogger("skdim")`` at level INFO.
+        With 1, training shows a bar on a terminal or in a notebook: epochs, losses, images a second and the time left;
+        elsewhere a line an epoch is printed to stderr. With or without it, such a line goes to
+        ``logging.getLogger("skdim")`` at level INFO.
 
     Attributes
     ----------
