@@ -1,23 +1,10 @@
-"""What training shows and whom it asks: a progress bar, a log, and the callbacks of scikit-learn and of skorch."""
+"""What training shows and whom it asks: a progress bar, a log, and the callbacks of scikit-learn."""
 
 import logging
 import sys
-from collections.abc import Sequence
 from typing import Any, Self
 
-from skorch.callbacks import (
-    BatchScoring,
-    Callback,
-    EarlyStopping,
-    EpochScoring,
-    InputShapeSetter,
-    LRScheduler,
-    PassthroughScoring,
-    PrintLog,
-    ProgressBar,
-)
-
-from skdim.notices import warn
+from skorch.callbacks import Callback
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -27,7 +14,7 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks
         """Stands in for scikit-learn's; an estimator without `set_callbacks` supports none."""
 
 
-__all__ = ["CallbackSupportMixin", "FitTask", "Progress", "StopTraining", "check_callbacks", "training_attributes"]
+__all__ = ["CallbackSupportMixin", "FitTask", "Progress", "StopTraining", "training_attributes"]
 
 logger = logging.getLogger("skdim")
 
@@ -188,78 +175,3 @@ class FitTask(Callback):
         return epoch.call_on_fit_task_end(
             estimator=self.estimator, X=self.X, y=self.y, reconstruction_attributes=training_attributes(history)
         )
-
-
-def check_callbacks(callbacks: Sequence[Any] | None, lr_schedule: str) -> None:
-    """Refuse what is no callback of skorch and those of skorch that a training without labels cannot serve.
-
-    Parameters
-    ----------
-    callbacks : sequence or None
-        Instances or classes of `skorch.callbacks.Callback`, or pairs of a name and one of them.
-    lr_schedule : str
-        The parameter of `DIMTransformer`.
-
-    Raises
-    ------
-    ValueError
-        If there is one; the message names it and says what serves instead.
-
-    Warns
-    -----
-    UserWarning
-        If one ends a schedule of learning rates half way.
-    """
-    # Names under which skorch's scores have been recorded when a callback's turn comes.
-    recorded: set[str] = set()
-    for entry in callbacks or ():
-        callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
-        if isinstance(callback, type) and issubclass(callback, Callback):
-            callback = callback()
-        if not isinstance(callback, Callback):
-            raise ValueError(f"callbacks must be a list of skorch.callbacks.Callback, got {entry!r} in it.")
-        misfit = _misfit(callback, lr_schedule, recorded)
-        if misfit is not None:
-            raise ValueError(f"{type(callback).__name__} in callbacks {misfit}.")
-        if isinstance(callback, EarlyStopping) and lr_schedule != "constant":
-            warn(
-                f"EarlyStopping ends lr_schedule={lr_schedule!r} before its learning rate has fallen, which costs "
-                "accuracy: set lr_schedule='constant' with it."
-            )
-        if isinstance(callback, PassthroughScoring):
-            recorded.add(callback.name)
-
-
-def _misfit(callback: Callback, lr_schedule: str, recorded: set[str]) -> str | None:
-    """Say why a callback cannot work here and what does."""
-    if isinstance(callback, LRScheduler) and lr_schedule != "constant":
-        return f"needs lr_schedule='constant', got {lr_schedule!r}"
-    if isinstance(callback, ProgressBar):
-        return "makes every step wait for the device; use verbose=1 instead"
-    if isinstance(callback, PrintLog) and callback.sink is print:
-        return "prints nothing here; use verbose=1, the log 'skdim' at level INFO, or give it a sink"
-    if isinstance(callback, InputShapeSetter):
-        return "is not needed: the encoder is built for the shape of the images"
-    if isinstance(callback, EpochScoring | BatchScoring | PassthroughScoring) and not callback.on_train:
-        return "needs on_train=True: there are no validation images"
-    if isinstance(callback, EpochScoring | BatchScoring) and not _scores_without_labels(callback.scoring):
-        return (
-            f"cannot use scoring={callback.scoring!r}: there are no labels and no predictions; use a function "
-            "scoring(net, X, y) of your own, which finds the encoder in net.module_.encoder and gets y=None"
-        )
-    monitor = getattr(callback, "monitor", None)
-    passed_through = "PassthroughScoring('train_loss', on_train=True)"
-    if monitor == "valid_loss":
-        return "monitors 'valid_loss', but there are no validation images; use monitor='train_loss'"
-    if monitor == "valid_loss_best":
-        return (
-            "monitors 'valid_loss_best', but there are no validation images; use monitor='train_loss_best' after "
-            + passed_through
-        )
-    if monitor == "train_loss_best" and "train_loss" not in recorded:
-        return f"monitors 'train_loss_best', which needs {passed_through} before it"
-    return None
-
-
-def _scores_without_labels(scoring: Any) -> bool:
-    return callable(scoring) and not getattr(scoring, "__module__", "").startswith("sklearn.")

@@ -10,19 +10,11 @@ from typing import Any
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    EpochScoring,
-    LRScheduler,
-    MlflowLogger,
-    NeptuneLogger,
-    SacredLogger,
-    TensorBoard,
-)
+from skorch.callbacks import Callback
 from torch import Tensor
 
 from skdim.batches import Batches
+from skdim.callbacks import acts_on_batches, acts_on_gradients, callback_state, ends_training, load_callback
 from skdim.checkpoints import Checkpoints
 from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
@@ -38,17 +30,6 @@ __all__ = ["DIMNet"]
 # At the encoder's own learning rate the prior discriminator wins outright: its gradients then distort the embedding
 # instead of spreading it. At a tenth of it the two stay in balance (both losses near chance, sigmoid(y) uniform).
 PRIOR_LR_RATIO = 0.1
-
-# Hooks of skorch that do nothing: EpochScoring's gathers predictions and labels, and there are none.
-IDLE_HOOKS = {
-    Callback.on_batch_begin,
-    Callback.on_batch_end,
-    TensorBoard.on_batch_end,
-    EpochScoring.on_batch_end,
-}
-
-# Those that do nothing unless ``log_on_batch_end`` is set.
-LOGGER_HOOKS = {NeptuneLogger.on_batch_end, SacredLogger.on_batch_end, MlflowLogger.on_batch_end}
 
 # What an epoch's record has beside its loss.
 RECORDED = (
@@ -271,7 +252,7 @@ class DIMNet(NeuralNet):
         return (
             self.recordable
             and self._n_steps >= MIN_RECORDED_STEPS
-            and not any(_acts_on_batches(each) or _acts_on_gradients(each) for _, each in self.callbacks_)
+            and not any(acts_on_batches(each) or acts_on_gradients(each) for _, each in self.callbacks_)
             # A callback may have put one of its own in place, of which nobody knows what a recording would hold.
             and all(type(each) is self.optimizer for each in optimizers)
             and not has_hooks(self.module_, optimizers)
@@ -320,7 +301,7 @@ class DIMNet(NeuralNet):
             try:
                 super().notify(method_name, **cb_kwargs)
             except KeyboardInterrupt as interrupt:
-                if not _raised_by_skorch(interrupt):
+                if not ends_training(interrupt):
                     raise
                 stops = True
             except StopTraining:
@@ -359,7 +340,7 @@ class DIMNet(NeuralNet):
             "schedulers": [scheduler.state_dict() for scheduler in self._schedulers],
             # Of all processes, one after another.
             "generators": [*chain(*self.group.share([generator.get_state() for generator in generators]))],
-            "callbacks": {name: _callback_state(callback) for name, callback in self.callbacks_},
+            "callbacks": {name: callback_state(callback) for name, callback in self.callbacks_},
             "history": self._storable_history(),
         }
 
@@ -389,7 +370,7 @@ class DIMNet(NeuralNet):
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"The checkpoint is of another model than the parameters give now: {error}") from error
         for name, callback in self.callbacks_:
-            _load_callback(callback, state["callbacks"].get(name, {}))
+            load_callback(callback, state["callbacks"].get(name, {}))
         self.history[:] = state["history"]
 
     def _check_finite_weights(self) -> None:
@@ -420,7 +401,7 @@ class DIMNet(NeuralNet):
             return
         self._set_training(True)
         self._choose_step()
-        watch_batches = any(_acts_on_batches(callback) for _, callback in self.callbacks_)
+        watch_batches = any(acts_on_batches(callback) for _, callback in self.callbacks_)
         start = time.perf_counter()
         total: Tensor | None = None
         n_images = 0
@@ -490,7 +471,7 @@ class DIMNet(NeuralNet):
         self.optimizer_.zero_grad(set_to_none=True)
         loss.backward()
         self.group.average_gradients(each for part in self.optimizer_.param_groups for each in part["params"])
-        if any(_acts_on_gradients(callback) for _, callback in self.callbacks_):
+        if any(acts_on_gradients(callback) for _, callback in self.callbacks_):
             # Not the prior discriminator's: what the encoder's loss leaves there is no gradient of its own.
             named = [(name, each) for name, each in model.named_parameters() if not name.startswith("prior.")]
             self.notify("on_grad_computed", named_parameters=named, batch=(batch, None), training=True)
@@ -514,44 +495,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
             if value.shape == parameter.shape:
                 # Fused kernels take it for granted that moments lie in memory as their parameter does.
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _callback_state(callback: Callback) -> dict[str, Any]:
-    """Read what a callback carries from epoch to epoch: by skorch's convention, attributes ending in an underscore."""
-    states = {}
-    for name, value in vars(callback).items():
-        if name.endswith("_"):
-            has_state = hasattr(value, "state_dict") and not isinstance(value, type)
-            states[name] = value.state_dict() if has_state else value
-    return {name: state for name, state in states.items() if is_storable(state)}
-
-
-def _load_callback(callback: Callback, states: dict[str, Any]) -> None:
-    for name, state in states.items():
-        value: Any = getattr(callback, name, None)
-        if hasattr(value, "load_state_dict"):
-            value.load_state_dict(state)
-        else:
-            setattr(callback, name, state)
-
-
-def _acts_on_gradients(callback: Callback) -> bool:
-    return type(callback).on_grad_computed is not Callback.on_grad_computed
-
-
-def _acts_on_batches(callback: Callback) -> bool:
-    if isinstance(callback, LRScheduler):
-        return callback.step_every == "batch"
-    idle = IDLE_HOOKS if getattr(callback, "log_on_batch_end", True) else IDLE_HOOKS | LOGGER_HOOKS
-    return any(getattr(type(callback), hook) not in idle for hook in ("on_batch_begin", "on_batch_end"))
-
-
-def _raised_by_skorch(error: BaseException) -> bool:
-    """Tell a callback that ends training from a user who interrupts it."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "") == EarlyStopping.__module__
 
 
 def _scheduler(

@@ -230,6 +230,8 @@ class MappedPages:
         mapped = _mapped_file(array)
         # A private mapping would lose what was written to it; of a shared one the file has it.
         can_release = mapped is not None and mapped.mode != "c" and hasattr(mmap, "MADV_DONTNEED")
+        # Of a small file all may stay.
+        can_release = can_release and len(mapped.base) > RESIDENT_BYTES
         self._mapping = mapped.base if can_release else None
         self._touched = 0
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from skdim._version import __version__
 from skdim.base import EstimatorMixin, unchanged_on_error
 from skdim.batches import Batches, LoadedBatches, Standardizer
+from skdim.callbacks import check_callbacks
 from skdim.checkpoints import Checkpoints
 from skdim.devices import (
     available_device,
@@ -43,7 +44,7 @@ from skdim.inference import encode
 from skdim.layouts import ImageShape, check_image_shape
 from skdim.loaders import LoadedImages, check_loader, check_order
 from skdim.model import NEGATIVES, InfoMaxModel, build_model
-from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, check_callbacks, training_attributes
+from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, training_attributes
 from skdim.net import DIMNet
 from skdim.notices import warn
 from skdim.objectives import OBJECTIVES
