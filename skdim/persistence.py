@@ -7,6 +7,7 @@ or unpickled by a name that it holds.
 
 import os
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ from skdim._version import __version__
 from skdim.encoders import ENCODERS, StandardizedEncoder, build_encoder, layer_shapes
 from skdim.layouts import ImageShape, check_image_shape
 from skdim.notices import warn
+from skdim.randomness import private_rng
 from skdim.tensorfile import (
     InvalidFileError,
     check_names,
@@ -31,7 +33,7 @@ from skdim.tensorfile import (
     write_tensor_file,
 )
 
-__all__ = ["FittedModel", "InvalidFileError", "load_model", "save_model", "to_arrays", "with_arrays"]
+__all__ = ["FittedModel", "InvalidFileError", "load_model", "restore_encoder", "save_model", "to_arrays", "to_tensors"]
 
 FORMAT = 1
 KEYS = frozenset(
@@ -106,23 +108,59 @@ def to_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
 
 
-def with_arrays(module: nn.Module, arrays: dict[str, NDArray[Any]]) -> nn.Module:
-    """Load parameters and buffers into a module.
+def to_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    """Make tensors of arrays, as `to_arrays` made them.
 
     Parameters
     ----------
-    module : nn.Module
-        Of the same structure.
-    arrays : dict
-        As `to_arrays` made them.
+    arrays : mapping of str to ndarray
+        They may be read-only, as those of a memory-mapped joblib file.
+
+    Returns
+    -------
+    dict
+        Name to a copy.
+    """
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+
+def restore_encoder(
+    spec: Any,
+    image_shape: ImageShape,
+    width: int,
+    options: dict[str, bool],
+    weights: Mapping[str, Tensor],
+) -> nn.Module:
+    """Build an encoder around parameters and buffers that it had.
+
+    Parameters
+    ----------
+    spec : str, nn.Module or callable
+        What it was built from.
+    image_shape : tuple of int
+        Channels, height and width.
+    width : int
+        Of the embedding.
+    options : dict of str to bool
+        As those of a `FittedModel`.
+    weights : mapping of str to Tensor
+        Name to parameter or buffer, on the CPU; the encoder may take them over.
 
     Returns
     -------
     nn.Module
-        The module, with copies of the arrays, in evaluation mode.
+        The encoder, on the CPU, in evaluation mode.
     """
-    # Copies first, because arrays of a memory-mapped joblib file are read-only, which torch does not know.
-    module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    if isinstance(spec, str):
+        # For weights that are replaced nothing is drawn and no memory taken.
+        with torch.device("meta"):
+            module = _build(spec, image_shape, width, options)
+        module.load_state_dict(weights, assign=True)
+    else:
+        # What the user brings may draw when it is built, and hold more than its state.
+        with private_rng(0, torch.device("cpu")):
+            module = _build(spec, image_shape, width, options)
+        module.load_state_dict(weights)
     return module.eval()
 
 
@@ -229,11 +267,10 @@ def _read(file: BinaryIO, estimator_class: type[BaseEstimator], encoder: Any) ->
     if not (np.isfinite(mean).all() and (std > 0).all()):
         raise InvalidFileError("its mean and std are no mean and standard deviation")
 
-    module = _build(spec, image_shape, width, options)
-    module.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in tensors.items()})
+    weights = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
     return FittedModel(
         params=params,
-        encoder=module.eval(),
+        encoder=restore_encoder(spec, image_shape, width, options, weights),
         encoder_spec=spec,
         encoder_options=options,
         layer_shapes=shapes,

@@ -49,7 +49,7 @@ from skdim.net import DIMNet
 from skdim.notices import warn
 from skdim.objectives import OBJECTIVES
 from skdim.parameters import check_negatives, check_units, check_weights
-from skdim.persistence import FittedModel, load_model, save_model, to_arrays, with_arrays
+from skdim.persistence import FittedModel, load_model, restore_encoder, save_model, to_arrays, to_tensors
 from skdim.randomness import private_rng, seeded_generators
 from skdim.statistics import SMALLEST_SPREAD, channel_statistics
 from skdim.views import Augmentation, Occlusion, StandardAugmentation, check_augmentation
@@ -1140,15 +1140,11 @@ class DIMTransformer(
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "encoder_" in state:
-            with private_rng(0, torch.device("cpu")):
-                encoder, _ = make_encoder(
-                    self._encoder_spec,
-                    self.image_shape_,
-                    self._layer_shapes["embedding"][0],
-                    **self._encoder_options,
-                )
-                self.device_ = available_device(state["device_"])
-                self.encoder_ = place(with_arrays(encoder, state["encoder_"]), self.device_)
+            self.device_ = available_device(state["device_"])
+            width, weights = self._layer_shapes["embedding"][0], to_tensors(state["encoder_"])
+            with usual_torch(self.device_):
+                encoder = restore_encoder(self._encoder_spec, self.image_shape_, width, self._encoder_options, weights)
+                self.encoder_ = place(encoder, self.device_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skdim.devices import usual_torch
 from skdim.monitoring import StopTraining
-from skdim.persistence import to_arrays, with_arrays
+from skdim.persistence import to_arrays, to_tensors
 
 __all__ = ["MLP", "Samples", "check_hidden_layer_sizes", "predict_proba", "train"]
 
@@ -86,9 +86,11 @@ class MLP(nn.Sequential):
 
 
 def _load_mlp(arguments: tuple[Any, ...], arrays: dict[str, NDArray[Any]]) -> nn.Module:
-    # Of no values: torch warns of those that cannot be written to, as joblib's in mapped memory.
-    dtype = torch.from_numpy(np.empty(0, arrays["0.weight"].dtype)).dtype
-    return with_arrays(MLP(*arguments).to(dtype), arrays)
+    # For weights that are replaced nothing is drawn.
+    with torch.device("meta"):
+        mlp = MLP(*arguments)
+    mlp.load_state_dict(to_tensors(arrays), assign=True)
+    return mlp.eval()
 
 
 def predict_proba(mlp: nn.Module, X: NDArray[np.float32]) -> NDArray[np.float64]:
