@@ -39,7 +39,7 @@ def evaluate(
     Each probe is fitted on the training images' features and labels; whatever it chooses, it chooses on a split of
     them. The test images only yield the accuracies. Beside the transformer stand raw pixels; principal components, as
     many as each layer is wide but at most one for four training images; and the untrained encoder, which is the
-    transformer with ``max_epochs=0`` and the same `random_state`.
+    transformer with ``max_epochs=0`` and the same `random_state`, and the same first weights if that is an int.
 
     Parameters
     ----------
