@@ -1141,8 +1141,9 @@ class DIMTransformer(
         super().__setstate__(state)
         if "encoder_" in state:
             self.device_ = available_device(state["device_"])
-            width, weights = self._layer_shapes["embedding"][0], to_tensors(state["encoder_"])
+            width = self._layer_shapes["embedding"][0]
             with usual_torch(self.device_):
+                weights = to_tensors(state["encoder_"])
                 encoder = restore_encoder(self._encoder_spec, self.image_shape_, width, self._encoder_options, weights)
                 self.encoder_ = place(encoder, self.device_)
 

@@ -86,10 +86,11 @@ class MLP(nn.Sequential):
 
 
 def _load_mlp(arguments: tuple[Any, ...], arrays: dict[str, NDArray[Any]]) -> nn.Module:
-    # For weights that are replaced nothing is drawn.
-    with torch.device("meta"):
-        mlp = MLP(*arguments)
-    mlp.load_state_dict(to_tensors(arrays), assign=True)
+    with usual_torch(torch.device("cpu")):
+        # For weights that are replaced nothing is drawn.
+        with torch.device("meta"):
+            mlp = MLP(*arguments)
+        mlp.load_state_dict(to_tensors(arrays), assign=True)
     return mlp.eval()
 
 
