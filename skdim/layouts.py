@@ -35,7 +35,8 @@ def guess_shape(rows: Any) -> ImageShape:
     n_features = rows.shape[1]
     side = isqrt(n_features)
     if n_features >= 16 and side * side == n_features:
-        _warn_of_channels(rows[:64], side)
+        # A million values are enough to tell.
+        _warn_of_channels(rows[: min(64, 1 + (1 << 20) // n_features)], side)
         return 1, side, side
     side = isqrt(n_features // 3)
     if side >= 8 and 3 * side * side == n_features:
