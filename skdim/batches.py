@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skdim.distributed import ALONE, Group
-from skdim.images import CHUNK_BYTES, Images
+from skdim.images import Images
 from skdim.loaders import LoadedImages
 
 __all__ = ["Batches", "LoadedBatches", "Standardizer"]
@@ -159,7 +159,7 @@ def _on_device(images: Images, device: torch.device) -> Tensor:
         memory_format=torch.channels_last if images.channels_last else torch.contiguous_format,
     )
     start = 0
-    for part in images.chunks(max(1, CHUNK_BYTES * len(images) // images.array.nbytes)):
+    for part in images.chunks():
         resident[start : start + len(part)] = part
         start += len(part)
     return resident

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from skdim.devices import resolve_precision
-from skdim.images import CHUNK_BYTES, Images
+from skdim.images import Images
 from skdim.layouts import ImageShape
 from skdim.nested import is_storable, separate
 
@@ -128,12 +128,12 @@ def _reduced(value: Any) -> list[Any]:
     return []
 
 
-def _bytes_of(tensor: Tensor) -> bytes:
+def _bytes_of(tensor: Tensor) -> memoryview:
     values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return values.flatten().view(torch.uint8).numpy().tobytes()
+    return values.flatten().view(torch.uint8).numpy().data
 
 
-def _digest(data: bytes) -> str:
+def _digest(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -151,7 +151,7 @@ def _digest_module(module: nn.Module) -> str:
     plain, tensors = separate({"structure": repr(module), "weights": weights, "attributes": attributes})
     digest = hashlib.sha256(json.dumps(plain).encode())
     for tensor in tensors.values():
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()[:16]
 
 
@@ -169,8 +169,7 @@ def describe_images(images: Images) -> dict[str, Any]:
         What JSON can hold.
     """
     digest = hashlib.sha256()
-    rows = max(1, CHUNK_BYTES * len(images) // images.array.nbytes)
-    for chunk in images.chunks(rows):
+    for chunk in images.chunks():
         digest.update(chunk.contiguous().numpy().data)
     return {
         "shape": [len(images), *images.shape],

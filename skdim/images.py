@@ -20,7 +20,7 @@ from skdim.sources import LazyArray, as_lazy_array, prefetched
 
 __all__ = ["Images", "check_images", "refuse_loader"]
 
-# Rows read at once where a pass over all images makes float copies.
+# Bytes read, or made of what is read, at once in a pass over all images.
 CHUNK_BYTES = 1 << 24
 
 
@@ -93,8 +93,9 @@ class Images:
 
         return prefetched(take, selections) if isinstance(self.array, LazyArray) else map(take, selections)
 
-    def chunks(self, size: int, part: int = 0, n_parts: int = 1) -> Iterator[torch.Tensor]:
-        """Read all images in their order, or those of one of several parts, `size` at a time."""
+    def chunks(self, size: int | None = None, part: int = 0, n_parts: int = 1) -> Iterator[torch.Tensor]:
+        """Read all images in their order, or those of one of several parts, `size` or CHUNK_BYTES at a time."""
+        size = size or max(1, CHUNK_BYTES * len(self) // self.array.nbytes)
         first, last = (len(self) * (part + i) // n_parts for i in (0, 1))
         return self.read(slice(start, min(start + size, last)) for start in range(first, last, size))
 
