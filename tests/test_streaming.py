@@ -181,7 +181,7 @@ def test_partial_fit_and_checkpoints(tmp_path):
 def test_no_method_reads_all_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr("skdim.statistics.CHUNK_BYTES", 4000)
     monkeypatch.setattr("skdim.transformer.CHUNK_BYTES", 4000)
-    monkeypatch.setattr("skdim.identity.CHUNK_BYTES", 4000)
+    monkeypatch.setattr("skdim.images.CHUNK_BYTES", 4000)
     monkeypatch.setattr("skdim.inference.CPU_BATCH", 16)
     X = OnDisk(IMAGES)
     dim = small(checkpoint_dir=tmp_path).fit(X)
