@@ -355,6 +355,31 @@ class PriorDiscriminator(nn.Module):
         """
         return self.logit(samples).squeeze(1)
 
+    def logit_and_slope(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the logits and their gradients with respect to the samples.
+
+        The gradient is written out, for a second derivative by `torch.autograd` takes hooks and tools of torch by
+        surprise.
+
+        Parameters
+        ----------
+        samples : Tensor of shape (N, d)
+            As in `forward`.
+
+        Returns
+        -------
+        logit : Tensor of shape (N,)
+            Logits.
+        slope : Tensor of shape (N, d)
+            Gradients.
+        """
+        first, _, second, _, last = self.logit
+        inner = first(samples).relu()
+        outer = second(inner).relu()
+        # Backwards, through the units that are on.
+        slope = (last.weight * (outer > 0)) @ second.weight * (inner > 0) @ first.weight
+        return last(outer).squeeze(1), slope
+
 
 class PriorNoise(nn.Module):
     r"""Noise that matches embeddings to a prior without an adversary.

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
@@ -214,7 +215,14 @@ class InfoMaxModel(nn.Module):
         return torch.stack([loss for loss, _ in results]).mean(), torch.stack(bounds).mean() if bounds else None
 
     def prior_discriminator_loss(self, embedding: Tensor, generator: torch.Generator) -> Tensor:
-        """Loss of the prior discriminator: prior samples are real, embeddings are not.
+        r"""Loss of the prior discriminator: prior samples are real, embeddings are not.
+
+        .. math:: -\mathbb{E}_{p} \log D - \mathbb{E}_{q} \log (1 - D)
+            + \frac{1}{2} (\mathbb{E}_{p} + \mathbb{E}_{q}) \|\nabla \operatorname{logit} D\|^2
+
+        with samples of the prior p, and of q, the embeddings on its support. Without a penalty on the gradients the
+        players circle the prior rather than come to it (Mescheder et al., arXiv:1801.04406), at high learning rates out
+        to embeddings whose sigmoid is 0 or 1.
 
         Parameters
         ----------
@@ -226,13 +234,15 @@ class InfoMaxModel(nn.Module):
         Returns
         -------
         Tensor of shape ()
-            Binary cross-entropy, 2 log 2 at chance.
+            Binary cross-entropy and penalty, 2 log 2 at chance.
         """
         assert self.prior is not None
         fake = self.prior.on_support(embedding.detach())
         real = self.prior.sample_like(fake, generator, self.group)
-        real_logit, fake_logit = self.prior(torch.cat([real, fake])).float().chunk(2)
-        return softplus(-real_logit).mean() + softplus(fake_logit).mean()
+        logit, slope = self.prior.logit_and_slope(torch.cat([real, fake]))
+        real_logit, fake_logit = logit.float().chunk(2)
+        penalty = slope.float().square().sum(dim=1).mean()
+        return softplus(-real_logit).mean() + softplus(fake_logit).mean() + penalty
 
     def prior_loss(self, embedding: Tensor) -> Tensor:
         """Loss of the encoder against the prior discriminator, non-saturating.
@@ -240,7 +250,7 @@ class InfoMaxModel(nn.Module):
         Parameters
         ----------
         embedding : Tensor of shape (N, d)
-            Embeddings.
+            Embeddings; the gradient reaches nothing else.
 
         Returns
         -------
@@ -248,7 +258,10 @@ class InfoMaxModel(nn.Module):
             ``-log D(sigmoid(y))`` or, for the normal prior, ``-log D(y)``; log 2 at chance.
         """
         assert self.prior is not None
-        return softplus(-self.prior(self.prior.on_support(embedding)).float()).mean()
+        # Gradients of the discriminator's weights would be computed for nothing.
+        weights = {name: parameter.detach() for name, parameter in self.prior.named_parameters()}
+        logit: Tensor = functional_call(self.prior, weights, (self.prior.on_support(embedding),))
+        return softplus(-logit.float()).mean()
 
 
 def build_model(

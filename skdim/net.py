@@ -27,10 +27,6 @@ from skdim.views import Augmentation
 
 __all__ = ["DIMNet"]
 
-# At the encoder's own learning rate the prior discriminator wins outright: its gradients then distort the embedding
-# instead of spreading it. At a tenth of it the two stay in balance (both losses near chance, sigmoid(y) uniform).
-PRIOR_LR_RATIO = 0.1
-
 # What an epoch's record has beside its loss.
 RECORDED = (
     *("local", "global", "prior", "coordinate", "prior_discriminator", "local_bound", "global_bound"),
@@ -159,7 +155,7 @@ class DIMNet(NeuralNet):
         epochs : int
             How often each image is seen, unless a callback stops training.
         lr : float
-            Learning rate of encoder and critics; the prior discriminator's is a tenth of it.
+            Learning rate of encoder, critics and prior discriminator.
         lr_schedule : {"one_cycle", "constant"}
             "one_cycle" warms up to `lr` and anneals to nearly 0 over these epochs.
         callbacks : sequence of skorch.callbacks.Callback
@@ -191,7 +187,7 @@ class DIMNet(NeuralNet):
         self._n_steps = n_steps = epochs * len(batches)
         self._schedulers = [_scheduler(self.optimizer_, lr_schedule, lr, n_steps)]
         if self.module_.prior is not None:
-            self._schedulers.append(_scheduler(self.prior_optimizer_, lr_schedule, lr * PRIOR_LR_RATIO, n_steps))
+            self._schedulers.append(_scheduler(self.prior_optimizer_, lr_schedule, lr, n_steps))
         self.callbacks = list(callbacks)
         self._lent = global_generators
         self.on_step = on_step
@@ -472,14 +468,13 @@ class DIMNet(NeuralNet):
         loss.backward()
         self.group.average_gradients(each for part in self.optimizer_.param_groups for each in part["params"])
         if any(acts_on_gradients(callback) for _, callback in self.callbacks_):
-            # Not the prior discriminator's: what the encoder's loss leaves there is no gradient of its own.
+            # Not the prior discriminator's, which has made its step.
             named = [(name, each) for name, each in model.named_parameters() if not name.startswith("prior.")]
             self.notify("on_grad_computed", named_parameters=named, batch=(batch, None), training=True)
         self.optimizer_.step()
         return {name: value.detach() for name, value in {"train_loss": loss, **terms, **report}.items()}
 
     def _step_prior_discriminator(self, embedding: Tensor) -> Tensor:
-        # Also drops the gradients that the encoder's loss left on the discriminator in the step before.
         self.prior_optimizer_.zero_grad(set_to_none=True)
         loss = self.module_.prior_discriminator_loss(embedding, self.generator)
         loss.backward()

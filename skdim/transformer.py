@@ -116,8 +116,7 @@ class DIMTransformer(
         Weight of the global mutual information, the paper's alpha. The local term alone is as good and trains faster.
 
     prior_weight : float, default=0.1
-        Weight of the match of the embedding to the prior, the paper's gamma. The prior discriminator is
-        trained at a tenth of `lr`: at `lr` itself it wins outright, and its gradients distort the embedding.
+        Weight of the match of the embedding to the prior, the paper's gamma.
 
     mi_estimator : {"infonce", "jsd", "dv", "kl", "rkl", "hellinger", "chi2"}, default="infonce"
         The mutual-information objective: InfoNCE, Jensen-Shannon, Donsker-Varadhan, or the variational form of an
@@ -144,12 +143,13 @@ class DIMTransformer(
         every dimension, "normal" y itself to the standard normal one.
 
     prior_matching : {"adversarial", "noise"}, default="adversarial"
-        How: "adversarial" trains a discriminator between prior and embedding, which the encoder learns to fool; its
-        loss is weighted by `prior_weight`. "noise" adds noise to the embeddings that the critics see, so that the
-        prior's distribution is the one that carries most information [2]_, or with ``prior="uniform"`` nearly so while
-        the noise is weak; `prior_weight` is the standard deviation of the noise as a share of the prior's, and should
-        stay near 0.1. It needs no second network and cannot become unstable. With ``prior="normal"`` the encoder then
-        ends in a batch norm.
+        How: "adversarial" trains a discriminator between prior and embedding, which the encoder learns to fool; the
+        encoder's loss in this game is weighted by `prior_weight`, the slope of the discriminator's logit is penalised
+        [3]_. "noise" adds noise to the embeddings that the critics see, so that the prior's distribution is the one
+        that carries most information [2]_, or with ``prior="uniform"`` nearly so while the noise is weak;
+        `prior_weight` is the standard deviation of the noise as a share of the prior's, and should stay near 0.1. It
+        needs no second network and cannot become unstable. With ``prior="normal"`` the encoder then ends in a batch
+        norm.
 
     multiple_globals : bool, default=False
         Whether the encoder yields one embedding for each location of its last convolution's map, each of which is
@@ -291,6 +291,9 @@ class DIMTransformer(
        ICLR 2019, arXiv:1808.06670.
     .. [2] I. Butakov et al., "Efficient distribution matching of representations via noise-injected Deep InfoMax",
        arXiv:2410.06993.
+
+    .. [3] L. Mescheder, A. Geiger and S. Nowozin, "Which training methods for GANs do actually converge?", ICML 2018,
+       arXiv:1801.04406.
 
     Examples
     --------

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
@@ -493,6 +494,9 @@ class RecordingPrior(PriorDiscriminator):
         self.samples.append(samples)
         return 20 * (samples[:, 0] - 0.5)
 
+    def logit_and_slope(self, samples):
+        return self(samples), torch.tensor([20.0, 0.0]).expand_as(samples)
+
 
 def prior_model(prior):
     return InfoMaxModel(nn.Identity(), {}, OBJECTIVES["jsd"], negatives={}, prior=prior)
@@ -510,7 +514,43 @@ def test_prior_discriminator_sees_uniform_samples_and_squashed_embeddings():
     assert real.var().item() == pytest.approx(1 / 12, abs=0.005)
     logits = [20 * (samples[:, 0].double().numpy() - 0.5) for samples in (real, fake)]
     expected = np.log(1 + np.exp(-logits[0])).mean() + np.log(1 + np.exp(logits[1])).mean()
+    assert loss.item() == pytest.approx(expected + 20**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("prior", ["uniform", "normal"])
+def test_prior_discriminator_pays_for_its_slope_at_samples_and_embeddings(prior):
+    torch.manual_seed(0)
+    model = prior_model(PriorDiscriminator(N_COMPONENTS, prior))
+    embedding = 3 * torch.randn(40, N_COMPONENTS, generator=seeded())
+    loss = model.prior_discriminator_loss(embedding, seeded())
+    fake = model.prior.on_support(embedding)
+    samples = np.concatenate([each.double().numpy() for each in (model.prior.sample_like(fake, seeded()), fake)])
+    weights = [layer.weight.detach().double().numpy() for layer in model.prior.logit if isinstance(layer, nn.Linear)]
+    biases = [layer.bias.detach().double().numpy() for layer in model.prior.logit if isinstance(layer, nn.Linear)]
+    first = samples @ weights[0].T + biases[0]
+    second = np.maximum(first, 0) @ weights[1].T + biases[1]
+    real, fake = np.split(np.maximum(second, 0) @ weights[2][0] + biases[2], 2)
+    slope = ((weights[2] * (second > 0)) @ weights[1] * (first > 0)) @ weights[0]
+    expected = np.logaddexp(0, -real).mean() + np.logaddexp(0, fake).mean() + np.square(slope).sum(axis=1).mean()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("prior", ["uniform", "normal"])
+def test_the_game_of_the_prior_brings_embeddings_to_it(prior):
+    torch.manual_seed(0)
+    model = prior_model(PriorDiscriminator(2, prior))
+    embedding = nn.Parameter(2 + 0.3 * torch.randn(256, 2, generator=seeded()))
+    generator = seeded()
+    players = [torch.optim.Adam(each, lr=lr) for each, lr in ((model.prior.parameters(), 2e-3), ([embedding], 0.04))]
+    for _ in range(400):
+        for player, loss in zip(players, (model.prior_discriminator_loss, model.prior_loss), strict=True):
+            player.zero_grad()
+            loss(*([embedding, generator] if player is players[0] else [embedding])).backward()
+            player.step()
+    y = embedding.detach().double().numpy()
+    cdf = scipy.stats.logistic.cdf if prior == "uniform" else scipy.stats.norm.cdf
+    # The largest gap between the distribution functions: 0.8 and 0.9 at the start.
+    assert all(scipy.stats.kstest(dimension, cdf).statistic < 0.15 for dimension in y.T)
 
 
 def test_prior_loss_is_minus_log_of_the_probability_of_real():
@@ -540,7 +580,10 @@ def test_prior_game_is_adversarial():
     gradient, *rest = torch.autograd.grad(discriminator_loss, [embedding, *model.parameters()], allow_unused=True)
     assert gradient is None
     assert any(value.abs().max() > 0 for value in rest)
-    (encoder_gradient,) = torch.autograd.grad(model.prior_loss(embedding), [embedding])
+    encoder_gradient, *rest = torch.autograd.grad(
+        model.prior_loss(embedding), [embedding, *model.parameters()], allow_unused=True
+    )
+    assert all(gradient is None for gradient in rest)
     # Both losses are differences of the same logits, with opposite signs for the embeddings.
     logits = model.prior(torch.sigmoid(embedding))
     (logit_gradient,) = torch.autograd.grad(logits.sum(), [embedding])

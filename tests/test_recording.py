@@ -63,7 +63,6 @@ RECORD, BESIDE = recording.record, recording.beside
 def recordings(monkeypatch, deterministic):
     """All trainings are recorded that can be."""
     monkeypatch.setattr(net, "MIN_RECORDED_STEPS", 5)
-    monkeypatch.setattr(net, "PRIOR_LR_RATIO", 0.125)
     monkeypatch.setattr(transformer, "DIMNet", Recordable)
     made = Recordings()
     monkeypatch.setattr(recording, "record", made)
