@@ -13,8 +13,8 @@ training is
     --budget 1000ep --set mi_units=2048 batch_size=64 lr=1e-4 lr_schedule=constant
 
 Results are appended to a CSV file, by default ours in the folder beside this one. What is in it already, with the same
-settings, seed and data, is not measured again: a long table is built in pieces, and goes on after an interruption. With
---checkpoints, so does the training of a row.
+settings, seed, data and versions, is not measured again: a long table is built in pieces, and goes on after an
+interruption. With --checkpoints, so does the training of a row.
 --print shows all of it, as means over the seeds and their standard deviation.
 """
 
@@ -89,10 +89,10 @@ PAPER_INFORMATION = {
 }
 
 # What makes two measurements the same.
-KEY = ("row", "settings", "budget", "data", "n_train", "information", "seed")
+KEY = ("row", "settings", "budget", "data", "n_train", "information", "seed", "versions")
 PROBES = ("svm", "mlp", "logistic")
 MEASURES = (*(f"{probe}_{layer}" for probe in PROBES for layer in LAYERS), *("ms_ssim", "mine", "ndm"))
-FIELDS = (*KEY, "epochs", "training_seconds", "evaluation_seconds", *MEASURES, "machine", "versions")
+FIELDS = (*KEY, "epochs", "training_seconds", "evaluation_seconds", *MEASURES, "machine")
 VERSIONS = " ".join(f"{package.__name__} {package.__version__}" for package in (skdim, sklearn, skorch, torch))
 
 
