@@ -185,9 +185,7 @@ class DIMNet(NeuralNet):
         """
         self.lr = lr
         self._n_steps = n_steps = epochs * len(batches)
-        self._schedulers = [_scheduler(self.optimizer_, lr_schedule, lr, n_steps)]
-        if self.module_.prior is not None:
-            self._schedulers.append(_scheduler(self.prior_optimizer_, lr_schedule, lr, n_steps))
+        self._schedulers = [_scheduler(each, lr_schedule, lr, n_steps) for each in self._every_optimizer()]
         self.callbacks = list(callbacks)
         self._lent = global_generators
         self.on_step = on_step

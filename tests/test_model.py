@@ -541,11 +541,16 @@ def test_the_game_of_the_prior_brings_embeddings_to_it(prior):
     model = prior_model(PriorDiscriminator(2, prior))
     embedding = nn.Parameter(2 + 0.3 * torch.randn(256, 2, generator=seeded()))
     generator = seeded()
-    players = [torch.optim.Adam(each, lr=lr) for each, lr in ((model.prior.parameters(), 2e-3), ([embedding], 0.04))]
+    players = {
+        torch.optim.Adam(model.prior.parameters(), lr=2e-3): lambda: model.prior_discriminator_loss(
+            embedding, generator
+        ),
+        torch.optim.Adam([embedding], lr=0.04): lambda: model.prior_loss(embedding),
+    }
     for _ in range(400):
-        for player, loss in zip(players, (model.prior_discriminator_loss, model.prior_loss), strict=True):
+        for player, loss in players.items():
             player.zero_grad()
-            loss(*([embedding, generator] if player is players[0] else [embedding])).backward()
+            loss().backward()
             player.step()
     y = embedding.detach().double().numpy()
     cdf = scipy.stats.logistic.cdf if prior == "uniform" else scipy.stats.norm.cdf
