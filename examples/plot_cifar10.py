@@ -8,9 +8,9 @@ what it has to beat: raw pixels, principal components, and the same encoder with
 
 .. code-block:: bash
 
-    python examples/plot_cifar10.py openml          # CIFAR-10, downloaded from OpenML
-    python examples/plot_cifar10.py cifar10.npz     # from a file, see examples/benchmarks/cifar10.py
-    python examples/plot_cifar10.py                 # generated textures: a short run that needs no data
+    python examples/plot_cifar10.py openml                  # CIFAR-10, downloaded from OpenML
+    python examples/plot_cifar10.py cifar10_train_jpeg.npz  # from a file, see examples/benchmarks/cifar10.py
+    python examples/plot_cifar10.py                         # generated textures: a short run that needs no data
 
 What you see on this page comes from the generated textures; figures for CIFAR-10 are in :ref:`results`.
 """

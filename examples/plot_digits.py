@@ -49,7 +49,7 @@ plt.show()
 # In a Pipeline
 # -------------
 # The transformer stands in front of any classifier. ``output_layer="hidden"`` hands on the layer of 1024 units before
-# the embedding, which is better for linear classifiers.
+# the embedding, which is better for linear classifiers where there are many labels.
 
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline

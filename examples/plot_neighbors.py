@@ -51,8 +51,8 @@ plt.show()
 # %%
 # What an embedding knows about
 # -----------------------------
-# The local critic, which training leaves behind, scores each location of an image against the image's embedding. Where
-# the score is high, the embedding knows what is there.
+# The local critic, kept after training, scores each location of an image against the image's embedding. Where the
+# score is high, the embedding captures what is there.
 
 ScoreMapDisplay.from_estimator(dim, X_query, background=X[:200])
 plt.show()

@@ -47,7 +47,7 @@ plt.show()
 # Few labels
 # ----------
 # Accuracy of a linear classifier with 40 labels, over draws of which signals have them. Flat rows would do as well,
-# with ``image_shape=(3, 1, 96)``; rows of one channel need nothing to be set.
+# with ``image_shape=(3, 1, 96)``; of one channel ``image_shape=(1, 1, p)``.
 
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression

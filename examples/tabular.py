@@ -3,8 +3,8 @@
     python examples/tabular.py
 
 The breast cancer data has ten measurements of cell nuclei, each as mean, standard error and worst value: a signal of
-three channels and ten places, image_shape=(3, 1, 10). Rows in no such order are signals of one channel, which needs no
-image_shape. Every encoder trains on them with one-dimensional convolutions.
+three channels and ten places, image_shape=(3, 1, 10). Rows in no such order are signals of one channel, and need no
+image_shape unless their width is a perfect square. Every encoder trains on them with one-dimensional convolutions.
 """
 
 import numpy as np

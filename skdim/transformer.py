@@ -102,11 +102,11 @@ class DIMTransformer(
     encoder : {"dcgan", "stride1", "alexnet", "resnet", "resnet_folded"}, nn.Module or callable, default="dcgan"
         The network. "dcgan" is the paper's for small images, "alexnet" the one for 64 x 64 images, "resnet" the
         residual one and "resnet_folded" the same on overlapping crops; "stride1" is four convolutions of stride 1.
-        All but the first are far slower, see `skdim.encoders`. A class or other callable builds a module as
+        All but the first are far slower: the guide compares them. A class or other callable builds a module as
         ``encoder(image_shape, n_components)``; an instance is copied and trained on from the weights it has. Its
         ``forward`` takes float32 images (N, C, H, W) and returns the embedding (N, n_components) and the local
         features (N, K, h, w). `skdim.encoders.LayerEncoder` makes one of any network. Behind ``memory`` of a pipeline
-        give a callable: joblib tells no two instances to be equal, and would train each time.
+        give a callable that holds no module: joblib tells no two modules to be equal, and would train each time.
 
     local_weight : float, default=1.0
         Weight of the local mutual information, the paper's beta. A weight of 0 builds and computes nothing of its
@@ -195,7 +195,8 @@ class DIMTransformer(
 
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Precision of training. "auto" is bfloat16 (with float32 weights and losses) where the hardware computes it
-        natively. `transform` always computes in float32.
+        natively, on a CPU float32 for narrow images, whose width and height differ by a factor of two, and
+        for those less than 8 pixels wide or high but not square. `transform` always computes in float32.
 
     compile : bool, default=False
         Whether to compile the training step with ``torch.compile``: half a minute or so at the start of training, and

@@ -1,7 +1,7 @@
 """What each choice of the method is worth: one parameter switched at a time, equal seconds of training for each row.
 
-    python examples/benchmarks/choices.py cifar10.npz --time
-    python examples/benchmarks/choices.py cifar10.npz --seconds 20 --seeds 0 1 2
+    python examples/benchmarks/choices.py cifar10_train_jpeg.npz --time
+    python examples/benchmarks/choices.py cifar10_train_jpeg.npz --seconds 20 --seeds 0 1 2
     python examples/benchmarks/choices.py --print
 
 Every row trains without labels on the first 10,000 images, for the epochs that come nearest to the seconds; what then

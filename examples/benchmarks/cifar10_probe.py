@@ -1,6 +1,6 @@
 """Linear probe on CIFAR-10: raw pixels, PCA, the untrained encoder and Deep InfoMax at each output layer.
 
-    python examples/benchmarks/cifar10_probe.py cifar10.npz --n-train 10000 --max-epochs 6
+    python examples/benchmarks/cifar10_probe.py cifar10_train_jpeg.npz --n-train 10000 --max-epochs 6
 
 Every parameter of DIMTransformer is an option; --augmentation also takes parameters of StandardAugmentation, as
 crop=0.5,color=0.4. The encoder learns from the first n-train images without labels; the probe, standardisation and

@@ -1,7 +1,7 @@
 """Rows of the paper's CIFAR-10 tables, measured here, beside the paper's own figures.
 
-    python examples/benchmarks/paper_tables.py cifar10.npz --budget 20ep --seeds 0 1 2
-    python examples/benchmarks/paper_tables.py cifar10.npz --budget 300s --rows "DIM(L) InfoNCE"
+    python examples/benchmarks/paper_tables.py cifar10_train_jpeg.npz --budget 20ep --seeds 0 1 2
+    python examples/benchmarks/paper_tables.py cifar10_train_jpeg.npz --budget 300s --rows "DIM(L) InfoNCE"
     python examples/benchmarks/paper_tables.py --print
 
 Each row is trained without labels on the first n-train images; a linear SVM, the paper's MLP and a logistic regression,

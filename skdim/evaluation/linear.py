@@ -40,9 +40,9 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
 
     as `sklearn.linear_model.LogisticRegression` and `sklearn.svm.LinearSVC` do, but for all classes at once, by
     L-BFGS with full batches on any device. (Two classes have two rows of weights: with the log loss the same C then
-    regularises half as much as in `LogisticRegression`.) C is tried from strong to weak, each time from the solution
-    before, and the one with the best accuracy on the split is taken, of equally good ones that with the lowest loss
-    there; the path ends where the accuracy falls by more than chance explains. Fewer than 1000 samples are split five
+    regularises half as much as in `LogisticRegression`.) C is tried from small to large, each time from the solution
+    before, and the one with the best accuracy on the split is taken, on ties the one with the lowest loss there; the
+    path ends where the accuracy falls by more than chance explains. Fewer than 1000 samples are split five
     times, and the means decide. The model with the chosen C is then fitted to all samples.
 
     Parameters
