@@ -623,6 +623,36 @@ def test_fit_with_a_backbone(colour_images, encoder, tmp_path):
     assert dim.n_iter_ == 4
 
 
+SHARED = Backbone()
+
+
+class AroundShared(nn.Module):
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.backbone = SHARED
+        self.head = nn.Linear(6, n_components)
+
+    def forward(self, images):
+        network = self.backbone
+        features = network.layer1(network.relu(network.bn1(network.conv1(images))))
+        return self.head(features.mean(dim=(2, 3))), features
+
+
+def test_a_callable_may_hand_out_weights_that_stay_the_users(colour_images, tmp_path):
+    X, _ = colour_images
+    before = copy.deepcopy(SHARED.state_dict())
+    dim = DIMTransformer(6, encoder=AroundShared, max_epochs=1, mi_units=8, random_state=0)
+    first, second = clone(dim).fit(X), clone(dim).fit(X)
+    Z = first.transform(X)
+    np.testing.assert_array_equal(second.transform(X), Z)
+    first.save(tmp_path / "dim.safetensors")
+    loaded = DIMTransformer.load(tmp_path / "dim.safetensors", encoder=AroundShared)
+    for again in (first, loaded, pickle.loads(pickle.dumps(first))):
+        np.testing.assert_array_equal(again.transform(X), Z)
+    for name, weights in SHARED.state_dict().items():
+        assert torch.equal(weights, before[name]), name
+
+
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [

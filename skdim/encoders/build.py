@@ -128,4 +128,5 @@ def _call(factory: Callable[[ImageShape, int], nn.Module], image_shape: ImageSha
         ) from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"encoder {kind} {name} must return a torch.nn.Module, got {type(module).__name__}.")
-    return module
+    # A copy, because what the user's function has put in it may be in use elsewhere, or be loaded only once.
+    return copy.deepcopy(module)
