@@ -226,6 +226,10 @@ class DIMNet(NeuralNet):
         finally:
             self.group = model.group = model.contrasted = ALONE
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A recording is of this process and of these weights.
+        return super().__getstate__() | {"_recorded_step": None}
+
     def _every_optimizer(self) -> list[torch.optim.Optimizer]:
         return [getattr(self, name + "_") for name in self._optimizers]
 

@@ -29,6 +29,9 @@ HOOKS_OF_ALL = (
     *(all_optimizers._global_optimizer_pre_hooks, all_optimizers._global_optimizer_post_hooks),
 )
 
+# What a module reads as it runs, beside tensors.
+PLAIN = (bool, int, float, str, tuple)
+
 _recording = threading.Lock()
 
 Step = Callable[[Tensor], dict[str, Tensor]]
@@ -154,12 +157,16 @@ def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]
 def held_fast(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
     """List what a recorded step holds fast of a module and its optimizers, to be compared.
 
-    Where tensors lie and which of them are trained, which optimizers there are, and their settings but for the learning
-    rates.
+    Where tensors lie and which of them are trained, what the module is built of and the numbers and names in it, which
+    optimizers there are, and their settings but for the learning rates.
     """
     states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
     return [
         [(tensor.data_ptr(), tensor.requires_grad) for tensor in (*module.parameters(), *module.buffers(), *states)],
+        [
+            (type(part), {name: value for name, value in vars(part).items() if isinstance(value, PLAIN)})
+            for part in module.modules()
+        ],
         [id(optimizer) for optimizer in optimizers],
         [
             {name: group[name] for name in group if name not in ("params", "lr", "initial_lr")}

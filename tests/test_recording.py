@@ -1,12 +1,13 @@
 """Training steps recorded as CUDA graphs; on the CPU a twin of the recording, which runs what it has recorded again."""
 
 import copy
+import pickle
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import Callback, Freezer, LRScheduler
+from skorch.callbacks import Callback, Freezer, LRScheduler, TrainEndCheckpoint
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from skdim import DIMTransformer, model, net, recording, transformer
@@ -82,28 +83,26 @@ def fit_as_it_is(**params):
         return DIMTransformer(**PARAMS | params).fit(IMAGES)
 
 
+def trained_weights(dim, part):
+    """Put weights and biases of the encoder, or of a discriminator, one behind the other."""
+    module = dim.encoder_ if part == "encoder" else dim.discriminators_[part]
+    return np.concatenate([weight.detach().flatten().cpu().numpy() for weight in module.parameters()])
+
+
 def assert_same(recorded, plain):
-    """Compare the last epoch's losses, and the ways that the encoder's weights went."""
+    """Compare the last epoch's losses, and the ways that the weights of the encoder and its adversaries went."""
     on_cpu = plain.device_.type == "cpu"
     rtol = 1e-6 if on_cpu else 1e-2
     for name, value in plain.history_[-1].items():
         if name not in ("seconds", "images_per_second"):
             np.testing.assert_allclose(recorded.history_[-1][name], value, rtol=rtol, atol=rtol, err_msg=name)
     untrained = DIMTransformer(**plain.get_params() | {"max_epochs": 0, "callbacks": None}).fit(IMAGES)
-    ways = [
-        np.concatenate(
-            [
-                (weight - start).flatten().cpu().numpy()
-                for (name, weight), start in zip(
-                    dim.encoder_.state_dict().items(), untrained.encoder_.state_dict().values(), strict=True
-                )
-                if name.endswith(("weight", "bias"))
-            ]
-        )
-        for dim in (recorded, plain)
-    ]
-    # Where kernels add up in any order, Adam's first steps make much of the last digit.
-    assert np.linalg.norm(ways[0] - ways[1]) <= (1e-4 if on_cpu else 0.3) * np.linalg.norm(ways[1])
+    for part in ("encoder", *plain.discriminators_):
+        start, *ends = (trained_weights(dim, part) for dim in (untrained, recorded, plain))
+        ways = [end - start for end in ends]
+        # Where kernels add up in any order, Adam's first steps make much of the last digit.
+        tolerance = 1e-4 if on_cpu else 0.3
+        assert np.linalg.norm(ways[0] - ways[1]) <= tolerance * np.linalg.norm(ways[1]), part
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])
@@ -175,8 +174,12 @@ def weigh(net):
     net.criterion_.weights["local"] = 0.1
 
 
+def remember_more(net):
+    net.module_.encoder.get_submodule("local.0.1").momentum = 0.5
+
+
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])
-@pytest.mark.parametrize("act", [freeze, decay, reload_optimizer, weigh], ids=lambda act: act.__name__)
+@pytest.mark.parametrize("act", [freeze, decay, reload_optimizer, weigh, remember_more], ids=lambda act: act.__name__)
 def test_what_callbacks_change_after_an_epoch_counts(act, device, recordings):
     recorded = DIMTransformer(**PARAMS, device=device, callbacks=[ActsOnce(act)]).fit(IMAGES)
     # Each recording comes after steps that are not recorded: two epochs of four steps, and two more.
@@ -184,8 +187,19 @@ def test_what_callbacks_change_after_an_epoch_counts(act, device, recordings):
     assert_same(recorded, fit_as_it_is(device=device, callbacks=[ActsOnce(act)]))
     # And makes a difference.
     assert recorded.loss_curve_[-1] != DIMTransformer(**PARAMS, device=device).fit(IMAGES).loss_curve_[-1] or (
-        act is reload_optimizer
+        act in (reload_optimizer, remember_more)
     )
+
+
+@pytest.mark.filterwarnings("ignore:Setting self.device:skorch.exceptions.DeviceWarning")
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_a_net_is_pickled_and_copied_while_it_is_recorded(device, recordings, tmp_path):
+    callbacks = [ActsOnce(copy.deepcopy, epoch=4), TrainEndCheckpoint(dirname=tmp_path, f_pickle="net.pkl")]
+    recorded = DIMTransformer(**PARAMS, device=device, callbacks=callbacks).fit(IMAGES)
+    assert recordings.made == 1
+    loaded = pickle.loads((tmp_path / "train_end_net.pkl").read_bytes())
+    for name, weight in recorded.net_.module_.state_dict().items():
+        assert torch.equal(loaded.module_.state_dict()[name], weight), name
 
 
 def take_another_adam(net):
