@@ -80,12 +80,13 @@ def encode(
                 batch = rest[:batch_size]
                 try:
                     values = _encode_batch(encoder, standardize, batch, layer, batch_size)
+                    is_finite = values.isfinite().all()
                 except RuntimeError as error:
                     if not is_out_of_memory(error) or batch_size == 1:
                         raise
                     batch_size //= 2
                     continue
-                are_finite &= values.isfinite().all()
+                are_finite &= is_finite
                 written = output[start : start + len(batch)].copy_(values, non_blocking=True)
                 if pages is not None:
                     pages.touch(written.numpy())

@@ -567,6 +567,23 @@ def test_transform_shrinks_its_batch_when_memory_is_short(digits, monkeypatch, n
         dim.transform(X)
 
 
+def test_transform_shrinks_its_batch_when_memory_is_short_for_its_check(digits, monkeypatch):
+    dim = small().fit(digits[0])
+    expected = dim.transform(digits[0])
+    shapes = []
+    isfinite = torch.Tensor.isfinite
+
+    def short_of_memory(values):
+        shapes.append(values.shape)
+        if shapes.count(values.shape) == 1 and len(values) == 128:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return isfinite(values)
+
+    monkeypatch.setattr(torch.Tensor, "isfinite", short_of_memory)
+    np.testing.assert_allclose(dim.transform(digits[0]), expected, rtol=1e-5, atol=1e-6)
+    assert (64, dim.n_components) in shapes
+
+
 def test_divergence_is_an_error_and_the_last_fit_survives(digits):
     X, _ = digits
     dim = small(prior_weight=0).fit(X)
