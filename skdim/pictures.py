@@ -44,7 +44,7 @@ def principal_colors(values: NDArray[Any]) -> NDArray[Any]:
     _, directions = np.linalg.eigh(pixels.T @ pixels)
     directions = directions[:, ::-1][:, :3]
     # Eigenvectors have no sign of their own.
-    directions = directions * np.sign(directions.sum(axis=0))
+    directions = np.where(directions.sum(axis=0) < 0, -directions, directions)
     colors = np.zeros((*values.shape[:3], 3))
     colors[..., : directions.shape[1]] = (pixels @ directions).reshape(*values.shape[:3], -1)
     return colors

@@ -98,7 +98,7 @@ def embed(transformer: Any, X: Any) -> NDArray[Any]:
         What `transform` returns, in an array that can be written to, which a DataFrame's may not be.
     """
     transformer = unfrozen(transformer)
-    if isinstance(transformer, Pipeline) and not hasattr(transformer, "transform"):
+    if isinstance(transformer, Pipeline) and (hasattr(transformer, "predict") or not hasattr(transformer, "transform")):
         transformer = transformer[:-1]
     with config_context(array_api_dispatch=False):
         return np.require(transformer.transform(X), requirements="W")

@@ -349,6 +349,25 @@ def test_thumbnails_in_a_part_of_a_figure(fitted, colour_images):
     assert display.thumbnails_
 
 
+def test_principal_components_are_drawn_from_the_seed_given(fitted):
+    X = np.random.default_rng(0).random((550, 12, 10, 3), dtype=np.float32)
+    wide = pickle.loads(pickle.dumps(fitted)).set_params(output_layer="hidden")
+    rng = np.random.mtrand._rand  # the global generator
+    before = rng.get_state()[2]
+    first, second = (EmbeddingDisplay.from_estimator(wide, X, random_state=0).coordinates for _ in range(2))
+    assert np.array_equal(first, second)
+    assert rng.get_state()[2] == before
+
+
+def test_labels_and_thumbnails_are_checked_before_images_are_embedded(fitted, colour_images, monkeypatch):
+    X, y = colour_images
+    monkeypatch.setattr(DIMTransformer, "transform", None)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        EmbeddingDisplay.from_estimator(fitted, X, y[:7])
+    with pytest.raises(ValueError, match="n_thumbnails must be at least 0, got -1"):
+        EmbeddingDisplay.from_estimator(fitted, X, n_thumbnails=-1)
+
+
 def test_a_single_dimension_is_no_plane(digits):
     with pytest.raises(ValueError, match="two dimensions at least, got n_components=1"):
         EmbeddingDisplay.from_estimator(small(n_components=1).fit(digits[0]), digits[0])
@@ -392,6 +411,12 @@ def test_pictures_of_many_channels_are_principal_components():
         inside = (pictures[..., channel] > 0) & (pictures[..., channel] < 1)
         r = np.corrcoef(pictures[..., channel][inside], latent[..., channel][inside])[0, 1]
         assert abs(r) > 0.95
+
+
+def test_a_component_with_loadings_that_cancel_is_drawn():
+    values = np.zeros((1, 2, 2, 4))
+    values[0, :, :, :2] = np.array([[[1, -1], [-1, 1]], [[1, -1], [-1, 1]]]) * 8  # a direction whose loadings sum to 0
+    assert len(np.unique(to_rgb(values)[..., 0])) == 2
 
 
 def test_pictures_keep_the_range_0_to_1_and_stretch_others():

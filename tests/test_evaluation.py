@@ -8,9 +8,11 @@ from scipy.signal import convolve2d
 from scipy.special import logsumexp
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
-from sklearn.exceptions import NotFittedError
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -293,6 +295,15 @@ def test_table_of_all_probes_in_any_layout(colour_images):
     assert table["linear"].iloc[0] > 0.9  # the colour tells the class
 
 
+def test_a_table_takes_labels_in_a_column(digits, trained):
+    X, y = digits
+    params = {"probes": ["linear", "knn"], "layers": ["embedding"]}
+    with pytest.warns(DataConversionWarning) as warnings:
+        table = evaluate(trained, X, y[:, np.newaxis], X, y[:, np.newaxis], **params)
+    assert len(warnings) == 2  # of the labels for training and for testing
+    assert table.equals(evaluate(trained, X, y, X, y, **params))
+
+
 def test_table_without_pandas_is_a_list_of_dicts(digits, trained, monkeypatch):
     X, y = digits
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -468,6 +479,14 @@ def test_scorers_take_pipelines_that_end_in_a_classifier(digits):
     pipeline = make_pipeline(dim, StandardScaler(), LogisticRegression()).fit(X, y)
     for scorer in (knn_scorer, linear_probe_scorer, retrieval_scorer):
         assert scorer(pipeline, X, y) == scorer(pipeline[:-1], X, y)
+
+
+@pytest.mark.parametrize("last", [KMeans(3, n_init=1, random_state=0), LinearDiscriminantAnalysis()])
+def test_scorers_take_no_account_of_a_predictor_that_transforms_too(digits, trained, last):
+    X, y = digits
+    pipeline = make_pipeline(FrozenEstimator(trained), last).fit(X, y)
+    for scorer in (knn_scorer, linear_probe_scorer):
+        assert scorer(pipeline, X, y) == scorer(trained, X, y)
 
 
 def test_the_knn_scorer_of_too_few_images_names_them(digits, trained):
@@ -745,6 +764,15 @@ def test_fine_tuning_says_what_to_do_with_the_path_of_a_folder(digits, trained):
             FineTunedClassifier(dim).fit("folder", digits[1])
 
 
+@pytest.mark.parametrize("is_fitted", [True, False])
+def test_fine_tuning_leaves_critics_behind_that_fit_its_encoder_no_more(digits, is_fitted):
+    X, y = digits
+    dim = DIMTransformer(4, max_epochs=1, random_state=0)
+    classifier = FineTunedClassifier(dim.fit(X) if is_fitted else dim, max_epochs=1, random_state=0).fit(X, y)
+    assert not hasattr(classifier.transformer_, "net_")
+    assert not hasattr(classifier.transformer_, "discriminators_")
+
+
 def test_fine_tuning_seeds_a_transformer_that_has_no_seed_of_its_own(digits):
     X, y = digits[0][:40], digits[1][:40]
 
@@ -791,6 +819,21 @@ def test_missing_labels_are_refused_before_any_work(digits, trained, monkeypatch
     ):
         with pytest.raises(ValueError, match=message.format(name)):
             fit(X, y)
+
+
+def test_labels_are_checked_before_images_are_embedded(digits, trained, monkeypatch):
+    X, y = digits
+    monkeypatch.setattr(DIMTransformer, "transform", None)
+    for scorer in (knn_scorer, linear_probe_scorer):
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            scorer(trained, X, y[:-1])
+    with pytest.raises(ValueError, match="cannot be greater than the number of members"):
+        linear_probe_scorer(trained, X, np.arange(len(X)) // 2)
+    behind = make_pipeline(FunctionTransformer(pytest.fail), FrozenEstimator(trained))
+    with pytest.raises(ValueError, match="probes must be a sequence of names"):
+        evaluate(behind, X, y, X, y, probes=["linaer"])
+    with pytest.raises(ValueError, match="The probe 'knn' needs 20 training images at least"):
+        evaluate(behind, X[:10], y[:10], X, y, probes=["knn"])
 
 
 def test_what_scorers_refuse(digits, trained):

@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import type_of_target
+from torch.utils.data import DataLoader
 
 from skdim.displays.figures import COLORS, MARKERS, get_axes, import_pyplot, legend_beside, with_defaults
 from skdim.pictures import as_pictures
@@ -90,7 +91,7 @@ class EmbeddingDisplay:
             At most so many images are drawn at their points. There are fewer where points are close, because none is
             drawn over another; `thumbnails_` tells which there are.
         random_state : int, RandomState instance or None, default=None
-            Of "tsne".
+            Of the projections that have a name.
         ax : matplotlib.axes.Axes, default=None
             Where to plot; None makes a figure.
         **scatter_kwargs
@@ -115,6 +116,8 @@ class EmbeddingDisplay:
         if not (projection in ("pca", "tsne") if is_name else is_transformer):
             message = f"projection must be 'pca', 'tsne' or a transformer with fit_transform, got {projection!r}."
             raise ValueError(message) if is_name else TypeError(message)
+        _check_n_thumbnails(n_thumbnails)
+        _checked_labels(y, X)
         dim, (X,) = find_transformer(estimator, X, name=cls.__name__)
         Z = embed(dim, X)
         y = _checked_labels(y, Z)
@@ -129,7 +132,8 @@ class EmbeddingDisplay:
             name = {"pca": "Principal component", "tsne": "t-SNE"}[projection]
             axis_labels = (f"{name} 1", f"{name} 2")
             perplexity = min(30.0, (len(Z) - 1) / 3)
-            projection = PCA(2) if projection == "pca" else TSNE(2, perplexity=perplexity, random_state=random_state)
+            projection = PCA(2) if projection == "pca" else TSNE(2, perplexity=perplexity)
+            projection.set_params(random_state=random_state)
         else:
             # One that is no estimator of scikit-learn's kind is copied.
             projection = clone(projection, safe=False)
@@ -163,8 +167,7 @@ class EmbeddingDisplay:
         ValueError
             If coordinates, `y` or `n_thumbnails` are unfit, or there are no pictures for thumbnails.
         """
-        if n_thumbnails < 0:
-            raise ValueError(f"n_thumbnails must be at least 0, got {n_thumbnails}.")
+        _check_n_thumbnails(n_thumbnails)
         if n_thumbnails and self.pictures is None:
             raise ValueError("n_thumbnails needs pictures, which this display was made without.")
         coordinates = np.asarray(self.coordinates)
@@ -235,11 +238,17 @@ class EmbeddingDisplay:
         return chosen
 
 
-def _checked_labels(y: ArrayLike | None, coordinates: NDArray[Any]) -> NDArray[Any] | None:
+def _check_n_thumbnails(n_thumbnails: int) -> None:
+    if n_thumbnails < 0:
+        raise ValueError(f"n_thumbnails must be at least 0, got {n_thumbnails}.")
+
+
+def _checked_labels(y: ArrayLike | None, images: Any) -> NDArray[Any] | None:
     if y is None:
         return None
     labels: NDArray[Any] = column_or_1d(np.asarray(y))
-    check_consistent_length(coordinates, labels)
+    if not isinstance(images, DataLoader):  # whose length is in batches
+        check_consistent_length(images, labels)
     return labels
 
 

@@ -174,7 +174,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         rng = check_random_state(self.random_state)
         fitted_on, held_out = validation_split(labels, self.validation_fraction, rng)
         # All that can be refused without a fitted transformer is refused above, as fitting one may take hours.
-        transformer = self._copy_of_transformer(X, rng)
+        transformer = self._fitted_copy_of_transformer(X, rng)
         transformer._check_output_layer()
         images = images_of(transformer, X)
         transformer._warn_of_other_scale(images)
@@ -240,7 +240,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
 
-    def _copy_of_transformer(self, X: Any, rng: np.random.RandomState) -> DIMTransformer:
+    def _fitted_copy_of_transformer(self, X: Any, rng: np.random.RandomState) -> DIMTransformer:
         transformer = unfrozen(self.transformer)
         if not isinstance(transformer, DIMTransformer):
             raise TypeError(
@@ -251,7 +251,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
             # scikit-learn's ensembles also take the place of a seed that the user has set; here it counts.
             if transformer.random_state is None:
                 transformer.set_params(random_state=rng.randint(np.iinfo(np.int32).max))
-            return transformer.fit(X)
+            transformer.fit(X)
         # As a pickle does, a copy leaves discriminators and net behind.
         return copy.deepcopy(transformer)
 

@@ -8,7 +8,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.utils import check_consistent_length
 from torch.nn.functional import affine_grid, grid_sample
+from torch.utils.data import DataLoader
 
 from skdim.devices import usual_torch
 from skdim.evaluation.inputs import check_labels
@@ -60,6 +62,8 @@ def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
             f"Found array with {len(y)} sample(s) while a minimum of {N_NEIGHBORS + 1} is required by knn_scorer: hold "
             "more images out, with fewer folds for one, or take linear_probe_scorer or retrieval_scorer."
         )
+    if not isinstance(X, DataLoader):  # whose length is in batches
+        check_consistent_length(X, y)
     scaler, neighbors = knn_probe()
     Z = scaler.fit_transform(embed(estimator, X))
     # Without samples, scikit-learn predicts each of those it was fitted on from the others.
@@ -89,7 +93,9 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         If there are no labels or some are missing.
     """
     y = check_labels(y, "linear_probe_scorer")
-    folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    if not isinstance(X, DataLoader):  # whose length is in batches
+        check_consistent_length(X, y)
+    folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(y, y))
     return float(cross_val_score(LinearProbe(random_state=0), embed(estimator, X), y, cv=folds).mean())
 
 

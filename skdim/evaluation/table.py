@@ -87,18 +87,19 @@ def evaluate(
     >>> dim = DIMTransformer(max_epochs=2, random_state=0).fit(X[:1000])
     >>> table = evaluate(dim, X[:1000], y[:1000], X[1000:], y[1000:], probes=["linear", "knn"])
     """
+    _check_names("probes", probes, list(PROBES))
+    y_train, y_test = (check_labels(y, "evaluate") for y in (y_train, y_test))
     for X, y in ((X_train, y_train), (X_test, y_test)):
         refuse_loader(X)
-        check_consistent_length(X, check_labels(y, "evaluate"))
-    dim, (X_train, X_test) = find_transformer(dim, X_train, X_test, name="evaluate")
-    _check_names("probes", probes, list(PROBES))
-    known = [layer for layer in LAYERS if layer in dim._layer_shapes]
-    layers = known if layers is None else layers
-    _check_names("layers", layers, known)
+        check_consistent_length(X, y)
     if "knn" in probes and len(y_train) < N_NEIGHBORS:
         raise ValueError(
             f"The probe 'knn' needs {N_NEIGHBORS} training images at least, got {len(y_train)}: leave it out of probes."
         )
+    dim, (X_train, X_test) = find_transformer(dim, X_train, X_test, name="evaluate")
+    known = [layer for layer in LAYERS if layer in dim._layer_shapes]
+    layers = known if layers is None else layers
+    _check_names("layers", layers, known)
     seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
     rows = []
     for title, layer, Z_train, Z_test in _representations(dim, X_train, X_test, layers, seed):
