@@ -86,7 +86,7 @@ class Batches(torch.utils.data.Dataset[Any]):
         self.generator = generator
         self.group = group
         # All processes have as many images of a batch.
-        most = min(batch_size, len(images)) // group.size * group.size
+        most = int(min(batch_size, len(images))) // group.size * group.size
         self.n_batches = -(-len(images) // most)
         self.batch_size = -(-len(images) // (self.n_batches * group.size)) * group.size
         self.n_drawn = self.n_batches * self.batch_size

@@ -171,7 +171,12 @@ class FitTask(Callback):
         if self.epoch is None:
             return False
         epoch, self.epoch = self.epoch, None
-        history = self.estimator.history_ + net.records(self.first_epoch)
         return epoch.call_on_fit_task_end(
-            estimator=self.estimator, X=self.X, y=self.y, reconstruction_attributes=training_attributes(history)
+            estimator=self.estimator,
+            X=self.X,
+            y=self.y,
+            # Called by callbacks that want the estimator as it is.
+            reconstruction_attributes=lambda: training_attributes(
+                self.estimator.history_ + net.records(self.first_epoch)
+            ),
         )

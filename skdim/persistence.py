@@ -187,7 +187,7 @@ def save_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator
         If parameters are left out. `load_model` gives them their defaults.
     """
     tensors = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
-    tensors |= {"mean": torch.from_numpy(model.mean), "std": torch.from_numpy(model.std)}
+    tensors |= to_tensors({"mean": model.mean, "std": model.std})
     content = {
         "format": FORMAT,
         "class": estimator_class.__name__,

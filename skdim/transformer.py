@@ -475,7 +475,6 @@ class DIMTransformer(
             )
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Train one epoch more on these images, at the constant learning rate `lr`.
 
@@ -503,8 +502,9 @@ class DIMTransformer(
         RuntimeError
             If another process of a `distributed` training is lost or fails. The estimator is then as it was.
         """
-        # scikit-learn's context checks them before the first call only.
-        self._validate_params()
+        # scikit-learn's decorator would check them before the first call only.
+        if not get_config()["skip_parameter_validation"]:
+            self._validate_params()
         with self._unchanged_on_error():
             self._train(X, go_on=hasattr(self, "encoder_"), epochs=1, lr_schedule="constant")
         return self
@@ -803,23 +803,29 @@ class DIMTransformer(
             if isinstance(images, LoadedImages):
                 images.seed(encoder_seed, device)
             if not go_on:
-                self._start(images, encoder_seed, group)
+                self._start(images, encoder_seed)
             self._check_coordinates()
-            standardize = Standardizer(self.mean_, self.std_, device)
             with private_rng(net_seed, device):
-                augmentation = check_augmentation(self.augmentation, standardize(images.head(2)))
+                augmentation = check_augmentation(self.augmentation, images.shape, device)
             checkpoints = stack.enter_context(self._open_checkpoints(checkpoint_dir, images, device, entropy, group))
             if checkpoints is not None and checkpoints.identity[_SEED] != entropy:
                 encoder_seed, net_seed = _split_seed(checkpoints.identity[_SEED])
                 self._build_encoder(images.shape, encoder_seed)
             self._make_net(weights, negatives, augmentation, device, net_seed, group, keep=go_on)
             self.net_.criterion_.weights = weights
+            if not go_on:
+                # Last, because it reads all images.
+                self.mean_, self.std_ = channel_statistics(images, group)
+            standardize = Standardizer(self.mean_, self.std_, device)
             if isinstance(images, LoadedImages):
                 batches: Batches = LoadedBatches(images, standardize)
             else:
                 batches = Batches(images, standardize, self.batch_size, self.net_.generator, group)
             if go_on:
                 stack.enter_context(self.net_.rolled_back_on_error())
+                if isinstance(images, LoadedImages):
+                    # The generators of the net go on; a loader's would start again, with the same order.
+                    images.seed(self.net_.draw_seed(), device)
             generators = []
             if not self._is_built_in(augmentation):
                 # What the user brings may draw from torch's global generators, in dropout say; ours never do.
@@ -938,14 +944,13 @@ class DIMTransformer(
                 "use precision='float32'."
             )
 
-    def _start(self, images: Images | LoadedImages, seed: int, group: Group) -> None:
-        """Set everything that a fit sets and going on keeps."""
+    def _start(self, images: Images | LoadedImages, seed: int) -> None:
+        """Set what a fit sets and going on keeps, but for the statistics of the channels."""
         self._build_encoder(images.shape, seed)
         self._check_output_layer()
         self._encoder_spec = self.encoder
         self._encoder_options = self._get_encoder_options()
         self.image_shape_ = images.shape
-        self.mean_, self.std_ = channel_statistics(images, group)
         self._trained_on_uint8 = images.dtype == np.uint8
         self.history_ = []
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
 from skdim.distributed import ALONE, Group
+from skdim.layouts import ImageShape
 
 __all__ = ["Augmentation", "Occlusion", "StandardAugmentation", "check_augmentation"]
 
@@ -225,15 +226,19 @@ def _inside(spans: Tensor, n_pixels: int) -> Tensor:
     return (pixels >= spans[:, :1]) & (pixels < spans[:, 1:])
 
 
-def check_augmentation(augmentation: str | Augmentation | None, images: Tensor) -> Augmentation | None:
-    """Turn the parameter `augmentation` into a callable, and try a user's on some images: errors come before training.
+def check_augmentation(
+    augmentation: str | Augmentation | None, image_shape: ImageShape, device: torch.device
+) -> Augmentation | None:
+    """Turn the parameter `augmentation` into a callable, and try a user's on noise: errors come before training.
 
     Parameters
     ----------
     augmentation : {"standard"}, callable or None
         As in `DIMTransformer`.
-    images : Tensor of shape (N, C, H, W)
-        A few standardised images on the training device.
+    image_shape : tuple of int
+        Channels, height and width.
+    device : torch.device
+        Where to train.
 
     Returns
     -------
@@ -251,7 +256,9 @@ def check_augmentation(augmentation: str | Augmentation | None, images: Tensor) 
     if isinstance(augmentation, type):
         raise ValueError(f"augmentation must be called with images: pass an instance, {augmentation.__name__}(...).")
     _check_signature(augmentation)
-    views = augmentation(images.clone(), torch.Generator(images.device).manual_seed(0))
+    generator = torch.Generator(device).manual_seed(0)
+    images = torch.randn(2, *image_shape, generator=generator, device=device)
+    views = augmentation(images.clone(), generator)
     if not isinstance(views, Tensor):
         raise ValueError(f"augmentation must return a tensor of images, got {type(views).__name__}.")
     wanted, got = ((tuple(batch.shape), batch.dtype, str(batch.device)) for batch in (images, views))

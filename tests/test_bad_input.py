@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
@@ -240,6 +241,11 @@ def test_signals_may_have_their_channels_last():
     assert np.array_equal(dim.fit(X.transpose(0, 2, 1)).transform(X.transpose(0, 2, 1)), expected)
 
 
+def test_small_integers_of_numpy_do_not_overflow():
+    X = np.random.default_rng(0).random((300, 4, 4))
+    assert DIMTransformer(4, max_epochs=1, batch_size=np.uint8(100), random_state=0).fit_transform(X).shape == (300, 4)
+
+
 def test_integers_of_numpy_are_integers():
     names = ("n_components", "mi_units", "local_samples", "max_epochs", "batch_size", "random_state", "verbose")
     params = dict(zip(names, np.array([4, 8, 2, 2, 16, 0, 0]), strict=True))
@@ -438,6 +444,38 @@ def test_bad_parameters_are_named_at_fit_and_nowhere_else(fitted, parameter, val
                 method(ROWS)
             assert repr(value) in str(caught.value) or value == -1
             assert vars(dim) == before
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"coordinate_weight": 1.0}, "local features at two locations"),
+        ({"occlusion": True}, "occlusion=True needs local features"),
+        ({"augmentation": lambda images: images}, "no room for"),
+        ({"augmentation": lambda images, generator: images[:1]}, "images of the shape"),
+        ({"output_layer": "hidden", "encoder": "stride1"}, "output_layer"),
+    ],
+)
+def test_what_does_not_suit_the_images_is_refused_before_all_of_them_are_read(params, message):
+    class Items(torch.utils.data.Dataset):
+        n_read = 0
+
+        def __len__(self):
+            return 500
+
+        def __getitem__(self, index):
+            self.n_read += 1
+            return np.zeros((1, 2, 2), dtype=np.uint8) + np.uint8(index % 7)
+
+    items = Items()
+    with pytest.raises(ValueError, match=message):
+        DIMTransformer(**params).fit(items)
+    assert items.n_read < 10
+
+
+def test_parameters_are_not_checked_where_scikit_learn_is_told_so():
+    with config_context(skip_parameter_validation=True):
+        DIMTransformer(4, max_epochs=1, verbose=-3).partial_fit(ROWS)
 
 
 def test_all_weights_zero():

@@ -4,6 +4,7 @@ import re
 import sys
 import warnings
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -113,6 +114,13 @@ def test_training_goes_on_with_a_warning(method, tmp_path):
     with pytest.warns(UserWarning, match="new discriminators and a new optimizer"):
         getattr(copy, method)(ROWS)
     assert copy.n_iter_ == len(copy.history_) == len(copy.loss_curve_) == 2
+
+
+def test_a_model_from_a_mapped_pickle_is_saved(tmp_path):
+    dim = fitted()
+    joblib.dump(dim, tmp_path / "dim.joblib")
+    mapped = joblib.load(tmp_path / "dim.joblib", mmap_mode="r")
+    assert np.array_equal(DIMTransformer.load(saved(mapped, tmp_path)).transform(ROWS), dim.transform(ROWS))
 
 
 def test_parameters_set_after_fit_are_saved_beside_what_was_fitted(tmp_path):

@@ -291,6 +291,20 @@ def test_an_error_in_reading_is_the_users(error_at):
     assert not readers()
 
 
+@pytest.mark.parametrize("params", [{}, {"warm_start": True}])
+def test_each_call_that_goes_on_has_an_order_of_its_own(params):
+    def orders():
+        items = Items(list(IMAGES))
+        dim = small(**params)
+        for _ in range(3):
+            (dim.fit if params else dim.partial_fit)(DataLoader(items, 16, shuffle=True))
+            yield items.read[-len(IMAGES) :]  # those of the last epoch
+
+    first, second = list(orders()), list(orders())
+    assert first == second
+    assert first[1] != first[2]
+
+
 def test_an_error_in_going_on_leaves_the_training_as_it_was():
     dim = small().partial_fit(IMAGES)
     before = dim.transform(IMAGES)
