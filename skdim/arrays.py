@@ -51,7 +51,7 @@ def as_array(X: Any, name: str) -> Any:
         _refuse_gaps(X, name)
         # Each would lose something in NumPy's hands: a tensor its gradient, a masked array its mask.
         special = torch.Tensor | np.ma.MaskedArray
-        X = [as_array(image, name) if isinstance(image, special) else image for image in X]
+        X = _stack([as_array(image, name) if isinstance(image, special) else image for image in X])
     if isinstance(X, torch.Tensor):
         return tensor_as_array(X, name)
     if isinstance(X, str | os.PathLike):
@@ -66,9 +66,7 @@ def as_array(X: Any, name: str) -> Any:
         raise TypeError(f"{name} expects an array of images, got {type(X).__name__}{hint}.")
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError(f"{name} does not support masked arrays; fill the masked values first, with X.filled().")
-    if isinstance(X, list | tuple):
-        X = _stack(X)
-    elif not isinstance(X, np.ndarray):
+    if not isinstance(X, np.ndarray):
         X = np.asarray(X)
     if X.dtype == object and X.ndim == 1 and len(X) and np.ndim(X[0]):
         # A column of a DataFrame, each of whose entries is an image.

@@ -625,6 +625,13 @@ class DIMTransformer(
         -------
         DIMTransformer
             The estimator itself.
+
+        Raises
+        ------
+        NotFittedError
+            If it is not fitted.
+        ValueError
+            If there is no such device.
         """
         check_is_fitted(self)
         resolved = resolve_device(device)

@@ -831,7 +831,7 @@ def test_labels_are_checked_before_images_are_embedded(digits, trained, monkeypa
         linear_probe_scorer(trained, X, np.arange(len(X)) // 2)
     behind = make_pipeline(FunctionTransformer(pytest.fail), FrozenEstimator(trained))
     with pytest.raises(ValueError, match="probes must be a sequence of names"):
-        evaluate(behind, X, y, X, y, probes=["linaer"])
+        evaluate(behind, X, y, X, y, probes=["svc"])
     with pytest.raises(ValueError, match="The probe 'knn' needs 20 training images at least"):
         evaluate(behind, X[:10], y[:10], X, y, probes=["knn"])
 

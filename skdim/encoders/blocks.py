@@ -99,8 +99,7 @@ def halving_stack(
     """
     stages: list[nn.Module] = []
     shapes = []
-    channels, *sides = shape
-    height, width = sides
+    channels, height, width = shape
     for n_out in widths:
         stage, (height, width) = conv_norm_relu(channels, n_out, (height, width), (kernel, kernel), (2, 2))
         stages.append(stage)

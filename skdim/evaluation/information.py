@@ -1,5 +1,6 @@
 """Neural lower bounds of mutual information and total correlation, measured on samples that trained nothing."""
 
+import copy
 import math
 from collections.abc import Callable
 from numbers import Integral
@@ -234,7 +235,7 @@ def _held_out_bound(
     training, validation, test = (torch.from_numpy(part).to(device) for part in parts)
     optimizer = torch.optim.Adam(critic.parameters(), lr=LR)
     limit = math.log(len(test)) / 2
-    best, best_state, misses = 0.0, _state(critic), 0
+    best, best_state, misses = 0.0, copy.deepcopy(critic.state_dict()), 0
     for _ in range(max_epochs):
         order = training[torch.from_numpy(rng.permutation(len(training))).to(device)]
         for rows in torch.tensor_split(order, -(-len(order) // BATCH_SIZE)):
@@ -245,7 +246,7 @@ def _held_out_bound(
             optimizer.step()
         bound = _bound(scores, validation, limit, rng)
         if bound > best:
-            best, best_state, misses = bound, _state(critic), 0
+            best, best_state, misses = bound, copy.deepcopy(critic.state_dict()), 0
         else:
             misses += 1
         if misses == PATIENCE:
@@ -266,7 +267,3 @@ def _bound(scores: Scores, rows: Tensor, limit: float, rng: np.random.RandomStat
     positives, negatives = zip(*(scores(batch, N_PAIRINGS, rng) for batch in batches), strict=True)
     positive, negative = (torch.cat(parts).double() for parts in (positives, negatives))
     return -_loss(positive, negative, limit).item()
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
