@@ -47,9 +47,7 @@ def main():
     # The features are learned from all training images, without their labels. A digit is the same a pixel to the side,
     # so each is seen in two views that are shifted; mirrored it would be another.
     shifted = StandardAugmentation(crop=1, shift=1 / 8, horizontal_flip=False)
-    dim = DIMTransformer(
-        n_components=64, mi_estimator="jsd", lr=5e-4, augmentation=shifted, output_layer="hidden", random_state=0
-    )
+    dim = DIMTransformer(augmentation=shifted, output_layer="hidden", random_state=0)
     start = time.perf_counter()
     dim.fit(X_train)
     print(f"Deep InfoMax learned from {len(X_train)} digits in {time.perf_counter() - start:.0f} s on {dim.device_}.")

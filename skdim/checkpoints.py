@@ -1,6 +1,7 @@
 """The state of a training on disk: one file an epoch, from which an interrupted training goes on to equal bits."""
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -19,6 +20,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Checkpoints"]
+
+logger = logging.getLogger("skdim")
 
 # How many checkpoints a folder keeps: the newest may be damaged by what befalls a disk.
 N_KEPT = 2
@@ -173,6 +176,7 @@ class Checkpoints:
             self._check_identity(content["identity"])
             for bad_path, reason in damaged:
                 warn(f"The checkpoint {str(bad_path)!r} is damaged ({reason}); training goes on from {path.name}.")
+            logger.info("Training goes on from %s", path)
             # A process may have been killed before it did so.
             self._remove_older_than(path)
             return content["state"]

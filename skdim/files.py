@@ -123,7 +123,9 @@ def read_images(
     # By position, which in a pandas Series is not the index.
     files = list(files)
     if len(files) == 0:
-        raise ValueError("files must name at least one image, got none.")
+        raise ValueError(
+            "files must name at least one image, got none: if a pattern made the list, no file matches it."
+        )
     for index, file in enumerate(files):
         if not isinstance(file, str | os.PathLike) and not is_pillow_image(file):
             raise TypeError(f"files must be paths or Pillow images, got {file!r:.80} as image {index}.")

@@ -161,7 +161,10 @@ def check_images(
     if reset and image_shape is not None and (data_format == "auto" or (data_format == "channels_last" and ndim < 4)):
         warn_of_channels_last(image_shape)
     if ndim > 4:
-        raise ValueError(f"Found array with dim {ndim}, while dim <= 4 is required by {name}.")
+        raise ValueError(
+            f"Found array with dim {ndim}, while dim <= 4 is required by {name}: of volumes pass slices, projections, "
+            "or planes as channels."
+        )
     if ndim < 3:
         if image_shape is not None:
             refuse_one_image(getattr(X, "shape", ()), image_shape, name)

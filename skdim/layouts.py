@@ -24,7 +24,8 @@ def check_image_shape(image_shape: Any) -> ImageShape:
     """Check the parameter `image_shape`: three positive integers."""
     if len(image_shape) != 3 or not all(isinstance(side, int | np.integer) and side > 0 for side in image_shape):
         raise ValueError(
-            f"image_shape must be three positive integers (channels, height, width) or None, got {image_shape!r}."
+            "image_shape must be three positive integers (channels, height, width), (1, 1, p) for signals of p values, "
+            f"or None, got {image_shape!r}."
         )
     channels, height, width = (int(side) for side in image_shape)
     return channels, height, width

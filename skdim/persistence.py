@@ -345,7 +345,7 @@ def _params_to_json(estimator_class: type[BaseEstimator], params: dict[str, Any]
     if left_out:
         warn(
             f"The file does not hold the parameters {', '.join(left_out)}: {estimator_class.__name__}.load gives them "
-            "their defaults."
+            "their defaults, for set_params to change before training goes on."
         )
     return stored
 

@@ -29,8 +29,8 @@ HOOKS_OF_ALL = (
     *(all_optimizers._global_optimizer_pre_hooks, all_optimizers._global_optimizer_post_hooks),
 )
 
-# What a module reads as it runs, beside tensors.
-PLAIN = (bool, int, float, str, tuple)
+# What a module reads as it runs, beside tensors and what can change inside, such as lists.
+PLAIN = (int, float, str, tuple)
 
 _recording = threading.Lock()
 

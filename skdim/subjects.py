@@ -1,5 +1,6 @@
 """What is measured and shown: a fitted transformer, on its own or in a pipeline, its images and their embeddings."""
 
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,14 @@ from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
+from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
+from torch.utils.data import DataLoader
 
 from skdim.images import Images, check_images
 from skdim.transformer import DIMTransformer
 
-__all__ = ["embed", "find_transformer", "images_of", "unfrozen"]
+__all__ = ["check_number_of_labels", "embed", "find_transformer", "images_of", "unfrozen"]
 
 
 def find_transformer(estimator: Any, *inputs: Any, name: str) -> tuple[DIMTransformer, list[Any]]:
@@ -82,6 +85,26 @@ def images_of(dim: DIMTransformer, X: Any) -> Images:
     return check_images(dim, X, image_shape=dim.image_shape_, data_format=dim.data_format, reset=False)
 
 
+def check_number_of_labels(X: Any, labels: NDArray[Any]) -> None:
+    """Refuse labels of another number than images, where that can be told without reading any.
+
+    Parameters
+    ----------
+    X : array-like
+        Images, as a user gives them.
+    labels : ndarray of shape (n,)
+        Their labels.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer.
+    """
+    # The length of a path tells nothing, that of a DataLoader is in batches.
+    if isinstance(X, Sized) and not isinstance(X, str | bytes | DataLoader):
+        check_consistent_length(X, labels)
+
+
 def embed(transformer: Any, X: Any) -> NDArray[Any]:
     """Transform images to an array, whatever output the user has chosen.
 
@@ -98,7 +121,8 @@ def embed(transformer: Any, X: Any) -> NDArray[Any]:
         What `transform` returns, in an array that can be written to, which a DataFrame's may not be.
     """
     transformer = unfrozen(transformer)
-    if isinstance(transformer, Pipeline) and (hasattr(transformer, "predict") or not hasattr(transformer, "transform")):
-        transformer = transformer[:-1]
+    if isinstance(transformer, Pipeline) and not isinstance(unfrozen(transformer[-1]), DIMTransformer):
+        is_predictor = hasattr(transformer, "predict") or not hasattr(transformer, "transform")
+        transformer = transformer[:-1] if is_predictor else transformer
     with config_context(array_api_dispatch=False):
         return np.require(transformer.transform(X), requirements="W")

@@ -195,8 +195,8 @@ class DIMTransformer(
 
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Precision of training. "auto" is bfloat16 (with float32 weights and losses) where the hardware computes it
-        natively, on a CPU float32 for narrow images, whose width and height differ by a factor of two, and
-        for those less than 8 pixels wide or high but not square. `transform` always computes in float32.
+        natively; on a CPU float32 for images, other than signals, with one side at least twice the other, or
+        less than 8 pixels and not square. `transform` always computes in float32.
 
     compile : bool, default=False
         Whether to compile the training step with ``torch.compile``: half a minute or so at the start of training, and
@@ -814,15 +814,16 @@ class DIMTransformer(
             self._check_coordinates()
             with private_rng(net_seed, device):
                 augmentation = check_augmentation(self.augmentation, images.shape, device)
+            self._make_net(weights, negatives, augmentation, device, net_seed, group, keep=go_on)
+            # From here on all images are read: what can be refused without is refused above.
+            if not go_on:
+                self.mean_, self.std_ = channel_statistics(images, group)
             checkpoints = stack.enter_context(self._open_checkpoints(checkpoint_dir, images, device, entropy, group))
             if checkpoints is not None and checkpoints.identity[_SEED] != entropy:
                 encoder_seed, net_seed = _split_seed(checkpoints.identity[_SEED])
                 self._build_encoder(images.shape, encoder_seed)
-            self._make_net(weights, negatives, augmentation, device, net_seed, group, keep=go_on)
+                self._make_net(weights, negatives, augmentation, device, net_seed, group, keep=False)
             self.net_.criterion_.weights = weights
-            if not go_on:
-                # Last, because it reads all images.
-                self.mean_, self.std_ = channel_statistics(images, group)
             standardize = Standardizer(self.mean_, self.std_, device)
             if isinstance(images, LoadedImages):
                 batches: Batches = LoadedBatches(images, standardize)
@@ -1135,6 +1136,11 @@ class DIMTransformer(
             # Not a ValueError, which would break the HTML representation.
             raise AttributeError(f"there is no layer {self.output_layer!r}")
         return prod(self._layer_shapes[self.output_layer])
+
+    def _forget_training(self) -> None:
+        """Leave behind what a pickle leaves behind."""
+        for name in _TRAINING_STATE:
+            self.__dict__.pop(name, None)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in super().__getstate__().items() if key not in _TRAINING_STATE}

@@ -453,10 +453,12 @@ def test_bad_parameters_are_named_at_fit_and_nowhere_else(fitted, parameter, val
         ({"occlusion": True}, "occlusion=True needs local features"),
         ({"augmentation": lambda images: images}, "no room for"),
         ({"augmentation": lambda images, generator: images[:1]}, "images of the shape"),
-        ({"output_layer": "hidden", "encoder": "stride1"}, "output_layer"),
     ],
 )
-def test_what_does_not_suit_the_images_is_refused_before_all_of_them_are_read(params, message):
+@pytest.mark.parametrize("with_checkpoints", [False, True])
+def test_what_does_not_suit_the_images_is_refused_before_all_of_them_are_read(
+    params, message, with_checkpoints, tmp_path
+):
     class Items(torch.utils.data.Dataset):
         n_read = 0
 
@@ -469,8 +471,9 @@ def test_what_does_not_suit_the_images_is_refused_before_all_of_them_are_read(pa
 
     items = Items()
     with pytest.raises(ValueError, match=message):
-        DIMTransformer(**params).fit(items)
+        DIMTransformer(**params, checkpoint_dir=tmp_path / "new" if with_checkpoints else None).fit(items)
     assert items.n_read < 10
+    assert not any(tmp_path.iterdir())
 
 
 def test_parameters_are_not_checked_where_scikit_learn_is_told_so():

@@ -278,6 +278,14 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_it_used(X, tmp_path, h
         counted("damaged checkpoints found")
 
 
+def test_going_on_is_told_to_the_log(X, tmp_path, caplog):
+    broken_off(X, tmp_path, 3)
+    newest = max(names(tmp_path))
+    with caplog.at_level("INFO", "skdim"):
+        small(tmp_path).fit(X)
+    assert f"Training goes on from {tmp_path / newest}" in caplog.text
+
+
 def test_nothing_but_damaged_checkpoints_is_an_error(X, tmp_path):
     broken_off(X, tmp_path, 3)
     for path in tmp_path.iterdir():

@@ -2,6 +2,7 @@ import copy
 import gc
 import math
 import pickle
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -636,6 +637,56 @@ class AroundShared(nn.Module):
         network = self.backbone
         features = network.layer1(network.relu(network.bn1(network.conv1(images))))
         return self.head(features.mean(dim=(2, 3))), features
+
+
+class WithClosures(nn.Module):
+    """Holds what a copy would share or could not make: closures, a weight that is computed, and a lock."""
+
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 6, 3, 2)
+        self.head = torch.nn.utils.weight_norm(nn.Linear(6, n_components))
+        self.lock = threading.Lock()
+        forward = self.conv.forward
+        self.conv.forward = lambda images: forward(images).relu()
+        self.conv.register_forward_hook(lambda module, _, features: setattr(self, "features", features))
+
+    def forward(self, images):
+        features = self.conv(images)
+        return self.head(self.features.mean(dim=(2, 3))), features
+
+
+class Lazy(nn.Module):
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.conv = nn.Sequential(nn.LazyConv2d(6, 3, 2), nn.LazyBatchNorm2d())
+        self.head = nn.LazyLinear(n_components)
+
+    def forward(self, images):
+        features = self.conv(images)
+        return self.head(features.flatten(1)), features
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("encoder", [WithClosures, Lazy])
+def test_what_a_callable_makes_anew_is_taken_as_it_is(colour_images, encoder, tmp_path):
+    X, _ = colour_images
+    dim = DIMTransformer(6, encoder=encoder, max_epochs=1, mi_units=8, random_state=0).fit(X)
+    untrained = DIMTransformer(6, encoder=encoder, max_epochs=0, mi_units=8, random_state=0).fit(X)
+    for (name, weight), start in zip(dim.encoder_.named_parameters(), untrained.encoder_.parameters(), strict=True):
+        assert not torch.equal(weight, start), name
+    Z = dim.transform(X)
+    dim.save(tmp_path / "dim.safetensors")
+    loaded = DIMTransformer.load(tmp_path / "dim.safetensors", encoder=encoder)
+    for again in (pickle.loads(pickle.dumps(dim)), loaded):
+        np.testing.assert_array_equal(again.transform(X), Z)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_from_elsewhere_that_cannot_be_copied_are_refused(colour_images):
+    network = WithClosures((3, 12, 10), 6)
+    with pytest.raises(ValueError, match="with weights that were there before and can't be copied"):
+        DIMTransformer(6, encoder=lambda image_shape, n_components: network).fit(colour_images[0])
 
 
 def test_a_callable_may_hand_out_weights_that_stay_the_users(colour_images, tmp_path):

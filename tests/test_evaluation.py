@@ -295,7 +295,7 @@ def test_table_of_all_probes_in_any_layout(colour_images):
     assert table["linear"].iloc[0] > 0.9  # the colour tells the class
 
 
-def test_a_table_takes_labels_in_a_column(digits, trained):
+def test_a_table_warns_once_of_labels_in_a_column(digits, trained):
     X, y = digits
     params = {"probes": ["linear", "knn"], "layers": ["embedding"]}
     with pytest.warns(DataConversionWarning) as warnings:
@@ -487,6 +487,27 @@ def test_scorers_take_no_account_of_a_predictor_that_transforms_too(digits, trai
     pipeline = make_pipeline(FrozenEstimator(trained), last).fit(X, y)
     for scorer in (knn_scorer, linear_probe_scorer):
         assert scorer(pipeline, X, y) == scorer(trained, X, y)
+
+
+class Predicts(DIMTransformer):
+    def predict(self, X):
+        return self.transform(X).argmax(axis=1)
+
+
+def test_a_transformer_that_predicts_too_is_scored(digits):
+    X, y = digits
+    pipeline = make_pipeline(FunctionTransformer(), Predicts(4, max_epochs=1, random_state=0)).fit(X)
+    for scorer in (knn_scorer, linear_probe_scorer):
+        assert scorer(pipeline, X, y) == scorer(pipeline[-1], X, y)
+
+
+def test_a_path_has_no_number_of_images(digits, trained, tmp_path):
+    X, y = digits
+    np.save(tmp_path / "X.npy", X)
+    pipeline = make_pipeline(FunctionTransformer(np.load), FrozenEstimator(trained)).fit(str(tmp_path / "X.npy"))
+    assert knn_scorer(pipeline, str(tmp_path / "X.npy"), y) == knn_scorer(trained, X, y)
+    with pytest.raises(TypeError, match=r"skdim\.files\.read_images makes one"):
+        knn_scorer(trained, str(tmp_path), y)
 
 
 def test_the_knn_scorer_of_too_few_images_names_them(digits, trained):

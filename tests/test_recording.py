@@ -184,7 +184,10 @@ def test_what_callbacks_change_after_an_epoch_counts(act, device, recordings):
     recorded = DIMTransformer(**PARAMS, device=device, callbacks=[ActsOnce(act)]).fit(IMAGES)
     # Each recording comes after steps that are not recorded: two epochs of four steps, and two more.
     assert (recordings.made, recordings.replays) == (2, 2 * (8 - recording.WARM_UP_STEPS))
-    assert_same(recorded, fit_as_it_is(device=device, callbacks=[ActsOnce(act)]))
+    plain = fit_as_it_is(device=device, callbacks=[ActsOnce(act)])
+    assert_same(recorded, plain)
+    norms = [dim.encoder_.get_submodule("local.0.1") for dim in (recorded, plain)]
+    assert torch.allclose(*(norm.running_mean for norm in norms))
     # And makes a difference.
     assert recorded.loss_curve_[-1] != DIMTransformer(**PARAMS, device=device).fit(IMAGES).loss_curve_[-1] or (
         act in (reload_optimizer, remember_more)

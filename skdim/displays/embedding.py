@@ -9,11 +9,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import type_of_target
-from torch.utils.data import DataLoader
 
 from skdim.displays.figures import COLORS, MARKERS, get_axes, import_pyplot, legend_beside, with_defaults
 from skdim.pictures import as_pictures
-from skdim.subjects import embed, find_transformer, images_of
+from skdim.subjects import check_number_of_labels, embed, find_transformer, images_of
 
 __all__ = ["EmbeddingDisplay"]
 
@@ -117,7 +116,8 @@ class EmbeddingDisplay:
             message = f"projection must be 'pca', 'tsne' or a transformer with fit_transform, got {projection!r}."
             raise ValueError(message) if is_name else TypeError(message)
         _check_n_thumbnails(n_thumbnails)
-        _checked_labels(y, X)
+        if y is not None:
+            check_number_of_labels(X, column_or_1d(np.asarray(y)))
         dim, (X,) = find_transformer(estimator, X, name=cls.__name__)
         Z = embed(dim, X)
         y = _checked_labels(y, Z)
@@ -243,12 +243,11 @@ def _check_n_thumbnails(n_thumbnails: int) -> None:
         raise ValueError(f"n_thumbnails must be at least 0, got {n_thumbnails}.")
 
 
-def _checked_labels(y: ArrayLike | None, images: Any) -> NDArray[Any] | None:
+def _checked_labels(y: ArrayLike | None, coordinates: NDArray[Any]) -> NDArray[Any] | None:
     if y is None:
         return None
     labels: NDArray[Any] = column_or_1d(np.asarray(y))
-    if not isinstance(images, DataLoader):  # whose length is in batches
-        check_consistent_length(images, labels)
+    check_consistent_length(coordinates, labels)
     return labels
 
 

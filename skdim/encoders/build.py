@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from skdim.encoders.alexnet import AlexNetEncoder
 from skdim.encoders.dcgan import DCGANEncoder
@@ -39,7 +40,8 @@ def make_encoder(
     ----------
     encoder : str, nn.Module or callable
         Name of an encoder of this package; a module, which is copied; or a class, function or other callable that
-        builds one as ``encoder(image_shape, n_components)``.
+        builds one as ``encoder(image_shape, n_components)``, which is copied where it brings weights that were there
+        before.
     image_shape : tuple of int
         Channels, height and width.
     n_components : int
@@ -120,13 +122,26 @@ def _call(factory: Callable[[ImageShape, int], nn.Module], image_shape: ImageSha
     name = getattr(factory, "__name__", repr(factory))
     if isinstance(factory, type) and not issubclass(factory, nn.Module):
         raise ValueError(f"encoder must be a subclass of torch.nn.Module, got the class {factory!r}.")
+    registered: list[nn.Parameter] = []
+    listener = register_module_parameter_registration_hook(lambda _, __, weight: registered.append(weight))
     try:
         module = factory(image_shape, n_components)
     except TypeError as error:
         raise ValueError(
             f"encoder {kind} {name} cannot be built as {name}(image_shape, n_components): {error}"
         ) from error
+    finally:
+        listener.remove()
     if not isinstance(module, nn.Module):
         raise ValueError(f"encoder {kind} {name} must return a torch.nn.Module, got {type(module).__name__}.")
-    # A copy, because what the user's function has put in it may be in use elsewhere, or be loaded only once.
-    return copy.deepcopy(module)
+    is_new = set(map(id, registered))
+    if all(id(weight) in is_new for weight in module.parameters()):
+        return module
+    # What was there before the call may be in use elsewhere, and stays as it is.
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"encoder {kind} {name} returned a {type(module).__name__} with weights that were there before and can't "
+            f"be copied: {error}. Let it return new ones, or load them into new ones."
+        ) from error

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNetClassifier
@@ -24,7 +24,7 @@ from skdim.evaluation.inputs import check_labels, encode_labels, validation_spli
 from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
 from skdim.images import refuse_loader
 from skdim.randomness import private_rng
-from skdim.subjects import embed, images_of, unfrozen
+from skdim.subjects import check_number_of_labels, embed, images_of, unfrozen
 from skdim.transformer import DIMTransformer
 
 __all__ = ["FineTunedClassifier"]
@@ -166,9 +166,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         hidden_layer_sizes = check_hidden_layer_sizes(self.hidden_layer_sizes)
         refuse_loader(X)
         classes, labels = encode_labels(check_labels(y, name), name)
-        # The transformer refuses a path, whose length tells nothing, at once.
-        if not isinstance(X, str):
-            check_consistent_length(X, labels)
+        check_number_of_labels(X, labels)
         if len(labels) < 3:
             raise ValueError(f"Found array with {len(labels)} sample(s) while a minimum of 3 is required by {name}.")
         rng = check_random_state(self.random_state)
@@ -251,7 +249,8 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
             # scikit-learn's ensembles also take the place of a seed that the user has set; here it counts.
             if transformer.random_state is None:
                 transformer.set_params(random_state=rng.randint(np.iinfo(np.int32).max))
-            transformer.fit(X)
+            transformer.fit(X)._forget_training()
+            return transformer
         # As a pickle does, a copy leaves discriminators and net behind.
         return copy.deepcopy(transformer)
 

@@ -8,16 +8,14 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.utils import check_consistent_length
 from torch.nn.functional import affine_grid, grid_sample
-from torch.utils.data import DataLoader
 
 from skdim.devices import usual_torch
 from skdim.evaluation.inputs import check_labels
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.probes import N_NEIGHBORS, knn_probe
 from skdim.images import Images
-from skdim.subjects import embed, find_transformer, images_of
+from skdim.subjects import check_number_of_labels, embed, find_transformer, images_of
 
 __all__ = ["knn_scorer", "linear_probe_scorer", "retrieval_scorer"]
 
@@ -62,8 +60,7 @@ def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
             f"Found array with {len(y)} sample(s) while a minimum of {N_NEIGHBORS + 1} is required by knn_scorer: hold "
             "more images out, with fewer folds for one, or take linear_probe_scorer or retrieval_scorer."
         )
-    if not isinstance(X, DataLoader):  # whose length is in batches
-        check_consistent_length(X, y)
+    check_number_of_labels(X, y)
     scaler, neighbors = knn_probe()
     Z = scaler.fit_transform(embed(estimator, X))
     # Without samples, scikit-learn predicts each of those it was fitted on from the others.
@@ -93,8 +90,7 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         If there are no labels or some are missing.
     """
     y = check_labels(y, "linear_probe_scorer")
-    if not isinstance(X, DataLoader):  # whose length is in batches
-        check_consistent_length(X, y)
+    check_number_of_labels(X, y)
     folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(y, y))
     return float(cross_val_score(LinearProbe(random_state=0), embed(estimator, X), y, cv=folds).mean())
 
