@@ -103,10 +103,11 @@ class DIMTransformer(
         The network. "dcgan" is the paper's for small images, "alexnet" the one for 64 x 64 images, "resnet" the
         residual one and "resnet_folded" the same on overlapping crops; "stride1" is four convolutions of stride 1.
         All but the first are far slower: the guide compares them. A class or other callable builds a module as
-        ``encoder(image_shape, n_components)``; an instance is copied and trained on from the weights it has. Its
-        ``forward`` takes float32 images (N, C, H, W) and returns the embedding (N, n_components) and the local
-        features (N, K, h, w). `skdim.encoders.LayerEncoder` makes one of any network. Behind ``memory`` of a pipeline
-        give a callable that holds no module: joblib tells no two modules to be equal, and would train each time.
+        ``encoder(image_shape, n_components)``; an instance, and a module with weights that were there before the call,
+        is copied and trained on from the weights it has. Its ``forward`` takes float32 images (N, C, H, W) and returns
+        the embedding (N, n_components) and the local features (N, K, h, w). `skdim.encoders.LayerEncoder` makes one of
+        any network. Behind ``memory`` of a pipeline give a callable that holds no module: joblib tells no two modules
+        to be equal, and would train each time.
 
     local_weight : float, default=1.0
         Weight of the local mutual information, the paper's beta. A weight of 0 builds and computes nothing of its
@@ -195,8 +196,8 @@ class DIMTransformer(
 
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Precision of training. "auto" is bfloat16 (with float32 weights and losses) where the hardware computes it
-        natively; on a CPU float32 for images, other than signals, with one side at least twice the other, or
-        less than 8 pixels and not square. `transform` always computes in float32.
+        natively; on a CPU float32 for images, other than signals, with one side at least twice the other, or less than
+        8 pixels and not square. `transform` always computes in float32.
 
     compile : bool, default=False
         Whether to compile the training step with ``torch.compile``: half a minute or so at the start of training, and

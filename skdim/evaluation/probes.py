@@ -75,8 +75,8 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     classes_ : ndarray of shape (n_classes,)
         Labels.
     mlp_ : nn.Module
-        The perceptron, in float64: a sample has the same probabilities in any batch, up to rounding. It
-        takes standardised features.
+        The perceptron, in float64: a sample has the same probabilities in any batch, up to rounding. It takes
+        standardised features.
     mean_, scale_ : ndarray of shape (n_features,), float32
         With which features are standardised.
     history_ : list of dict
