@@ -21,8 +21,10 @@ __all__ = ["InfoMaxModel", "build_model", "contrast", "draw_others"]
 
 NEGATIVES = ("batch", "roll", "shuffle")
 
-# Scores held at once against all images of a batch, in elements: 64 MiB of float32.
-MAX_PAIR_ELEMENTS = 1 << 24
+# Scores held at once against all images of a batch, in elements, by type of device: 16 and 64 MiB of float32. A GPU
+# wants large kernels. On a CPU, allocators give blocks beyond 32 MiB back to the system after each use, and to have all
+# their pages anew costs more than to compute the scores twice.
+MAX_PAIR_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 24}
 
 
 class _Draws(NamedTuple):
@@ -430,7 +432,7 @@ def _meet_all_images(
     first = group.rank * n_images
     vectors = vectors.flatten(0, 1)
     per_pair = n_units if critic.pairs_cost_units else 1
-    n_rows = max(1, MAX_PAIR_ELEMENTS // (n_images * n_locations * per_pair))
+    n_rows = max(1, MAX_PAIR_ELEMENTS[maps.device.type] // (n_images * n_locations * per_pair))
 
     def meet(maps: Tensor, vectors: Tensor, start: int) -> tuple[Tensor, Tensor]:
         scores = _at_least_float32(critic.score_all(maps, vectors))

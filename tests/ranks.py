@@ -162,7 +162,7 @@ OF_FOUR = ("infonce dot", "dv concat", "mixed", "views", "odd number of images")
 
 def trained(size, n_images=64, chunks=1 << 24, **params):
     """Train on some images, with so many pairs at once."""
-    skdim.model.MAX_PAIR_ELEMENTS = chunks
+    skdim.model.MAX_PAIR_ELEMENTS["cpu"] = chunks
     gradients = FirstGradients()
     dim = new(size, callbacks=[gradients], **{"max_epochs": 1, **params}).fit(X[:n_images])
     return result(dim) | {"gradients": gradients.gradients}

@@ -6,7 +6,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from skdim import DIMTransformer
-from skdim.model import InfoMaxModel
+from skdim.model import MAX_PAIR_ELEMENTS, InfoMaxModel
 
 # What the compiler warns of is its own affair: what it imports, TF32, gradients of tensors that have none.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -52,7 +52,7 @@ def test_two_graphs_without_breaks_serve_all_batches_and_draw_as_eager_training_
 
 @pytest.mark.usefixtures("front_end")
 def test_scores_in_chunks_compile_too(monkeypatch):
-    monkeypatch.setattr("skdim.model.MAX_PAIR_ELEMENTS", 64)
+    monkeypatch.setitem(MAX_PAIR_ELEMENTS, "cpu", 64)
     assert fit(compile=True).loss_curve_ == fit().loss_curve_
     assert not counters["graph_break"]
 

@@ -235,7 +235,7 @@ def test_shuffle_is_fixed_by_the_generator():
 @pytest.mark.parametrize("n_images", [2, 3, 6])
 def test_own_image_never_stands_among_the_negatives(n_images, negatives, limit, monkeypatch):
     if limit is not None:
-        monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", limit)
+        monkeypatch.setitem(skdim.model.MAX_PAIR_ELEMENTS, "cpu", limit)
     # Positives score 1e4 and negatives 0; a single own score among the negatives would show in each loss.
     expected = {"infonce": 0.0, "jsd": math.log(2), "dv": -1e4}
     for seed in range(5):
@@ -256,7 +256,7 @@ def test_chunks_change_neither_loss_nor_gradients(critic_name, objective, limit,
     critic, features, embedding = make_batch(critic_name, n_images=5)
     whole = contrast_images(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())[0]
     whole_gradients = gradients(whole, critic, features, embedding)
-    monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", limit)
+    monkeypatch.setitem(skdim.model.MAX_PAIR_ELEMENTS, "cpu", limit)
     chunked = contrast_images(critic, OBJECTIVES[objective], features, embedding, "batch", seeded())[0]
     torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
     chunked_gradients = gradients(chunked, critic, features, embedding)
@@ -269,7 +269,7 @@ def test_chunks_work_without_gradients(critic_name, monkeypatch):
     critic, features, embedding = make_batch(critic_name, n_images=5, dtype=torch.float32)
     with torch.no_grad():
         whole = contrast_images(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
-        monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", 1)
+        monkeypatch.setitem(skdim.model.MAX_PAIR_ELEMENTS, "cpu", 1)
         chunked = contrast_images(critic, OBJECTIVES["infonce"], features, embedding, "batch", seeded())[0]
     torch.testing.assert_close(chunked, whole)
 
@@ -278,7 +278,7 @@ def test_chunks_work_without_gradients(critic_name, monkeypatch):
 def test_chunks_are_as_large_as_the_limit_allows_and_are_not_kept(critic_name, numbers_a_pair, monkeypatch):
     critic, features, embedding = make_batch(critic_name, n_images=5)
     elements_a_row = 5 * 6 * numbers_a_pair
-    monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", 2 * elements_a_row + 1)
+    monkeypatch.setitem(skdim.model.MAX_PAIR_ELEMENTS, "cpu", 2 * elements_a_row + 1)
     rows = []
     score_all = critic.score_all
 
@@ -296,7 +296,7 @@ def test_chunks_are_as_large_as_the_limit_allows_and_are_not_kept(critic_name, n
 @pytest.mark.parametrize("negatives", NEGATIVES)
 def test_chunks_hold_the_same_pairs(negatives, monkeypatch):
     whole = drawn_pairs(7, 3, negatives, seeded())
-    monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", 45)
+    monkeypatch.setitem(skdim.model.MAX_PAIR_ELEMENTS, "cpu", 45)
     assert drawn_pairs(7, 3, negatives, seeded()) == whole
 
 
@@ -413,7 +413,7 @@ class MapEncoder(nn.Module):
 @pytest.mark.parametrize("critic_name", CRITICS)
 def test_several_embeddings_an_image_are_each_told_from_other_images(critic_name, negatives, limit, monkeypatch):
     if limit is not None:
-        monkeypatch.setattr(skdim.model, "MAX_PAIR_ELEMENTS", limit)
+        monkeypatch.setitem(skdim.model.MAX_PAIR_ELEMENTS, "cpu", limit)
     torch.manual_seed(0)
     critic = CRITICS[critic_name]((3, 4, 4), N_COMPONENTS, N_UNITS).double()
     name = critic_name.split("-")[0]
@@ -609,7 +609,7 @@ def test_prior_losses_stay_finite_for_huge_embeddings(scale):
 @pytest.mark.parametrize("negatives", ["batch", "roll", "shuffle"])
 @pytest.mark.parametrize("mi_estimator", OBJECTIVES)
 def test_gradcheck_of_the_chunked_loss(monkeypatch, mi_estimator, negatives):
-    monkeypatch.setattr("skdim.model.MAX_PAIR_ELEMENTS", 1)
+    monkeypatch.setitem(skdim.model.MAX_PAIR_ELEMENTS, "cpu", 1)
     torch.manual_seed(0)
     critic = LocalDotCritic((3, 2, 2), 4, 5).double()
     features = torch.randn(3, 3, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -626,7 +626,7 @@ def test_gradcheck_of_the_chunked_loss(monkeypatch, mi_estimator, negatives):
 @pytest.mark.parametrize("critic_name", ["local-concat", "global-concat"])
 def test_gradcheck_of_concat_critics(critic_name, chunked, monkeypatch):
     if chunked:
-        monkeypatch.setattr("skdim.model.MAX_PAIR_ELEMENTS", 1)
+        monkeypatch.setitem(skdim.model.MAX_PAIR_ELEMENTS, "cpu", 1)
     critic, features, embedding = make_batch(critic_name, n_images=3)
 
     def loss(features, embedding):

@@ -116,7 +116,7 @@ def test_recorded_steps_are_the_same_steps(params, device, recordings):
 
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])
 def test_scores_computed_in_parts_are_recorded(device, recordings, monkeypatch):
-    monkeypatch.setattr(model, "MAX_PAIR_ELEMENTS", 64)
+    monkeypatch.setitem(model.MAX_PAIR_ELEMENTS, device, 64)
     recorded = DIMTransformer(**PARAMS, device=device, discriminator="concat").fit(IMAGES)
     assert recordings.made == 1
     assert_same(recorded, fit_as_it_is(device=device, discriminator="concat"))

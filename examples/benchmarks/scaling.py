@@ -216,7 +216,7 @@ def step_parts(workload, n_images, n_gpus, batch, options):
     network, latency = (pair[0 if is_one_host else 1] for pair in (options.network, options.latency))
     rate = options.tflops * 1e12
     pairs = workload.pair_flop * batch * batch * n_gpus
-    if batch * batch * n_gpus * workload.n_locations > MAX_PAIR_ELEMENTS:
+    if batch * batch * n_gpus * workload.n_locations > MAX_PAIR_ELEMENTS["cuda"]:
         # Not kept, but computed again in the backward pass: four multiplications instead of three.
         pairs *= 4 / 3
     sent = sum(bytes_a_step(workload, n_gpus, batch).values())
