@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -220,6 +221,32 @@ def test_probes_repeat_themselves_and_leave_global_generators_alone(digits, prob
     assert torch.equal(state, torch.random.get_rng_state())
     read = "decision_function" if isinstance(probe, LinearProbe) else "predict_proba"
     assert np.array_equal(getattr(first, read)(X), getattr(second, read)(X))
+
+
+FEW_STEPS = {"device": "cpu", "max_epochs": 1, "random_state": 0}
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda X, y: MLPProbe(**FEW_STEPS).fit(X, y).predict(X),
+        lambda X, y: LinearProbe(device="cpu", max_iter=1, random_state=0).fit(X, y).predict(X),
+        lambda X, y: mutual_information_bound(X, X[:, :4], **FEW_STEPS),
+    ],
+    ids=["MLPProbe", "LinearProbe", "mutual_information_bound"],
+)
+def test_no_float64_copy_of_the_features_is_made(work):
+    X, y = np.random.default_rng(0).random((2000, 8192), dtype=np.float32), np.arange(2000) % 2
+    # What is imported on the first call takes memory too.
+    work(X[:40], y[:40])
+    tracemalloc.start()
+    try:
+        work(X, y)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # One copy in float32, and float64 of a part of it at a time. torch's own memory is not traced.
+    assert peak < 1.9 * X.nbytes
 
 
 def test_a_pickled_mlp_probe_holds_nothing_of_torch_and_predicts_the_same(digits):

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from skdim.batches import Standardizer
 from skdim.devices import resolve_device, usual_torch
 from skdim.discriminators import GlobalConcatCritic, LocalConcatCritic
-from skdim.evaluation.inputs import as_numpy
+from skdim.evaluation.inputs import as_numpy, column_blocks
 from skdim.images import check_images
 from skdim.layouts import ImageShape
 from skdim.objectives import donsker_varadhan
@@ -213,9 +213,12 @@ def _checked(values: Any, **options: Any) -> NDArray[np.float32]:
 
 def _standardized(values: NDArray[np.float32], device: torch.device) -> Tensor:
     """Neither measure changes when a dimension is scaled or shifted."""
-    std = values.std(axis=0, dtype=np.float64)
-    standardized = (values - values.mean(axis=0, dtype=np.float64)) / np.where(std > 0, std, 1.0)
-    return torch.from_numpy(standardized.astype(np.float32)).to(device)
+    standardized = np.empty_like(values)
+    for columns in column_blocks(values):
+        block = values[:, columns].astype(np.float64)
+        std = block.std(axis=0)
+        standardized[:, columns] = (block - block.mean(axis=0)) / np.where(std > 0, std, 1.0)
+    return torch.from_numpy(standardized).to(device)
 
 
 def _held_out_bound(

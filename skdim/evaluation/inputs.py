@@ -13,7 +13,9 @@ from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-__all__ = ["as_numpy", "check_labels", "encode_labels", "validated", "validation_split"]
+from skdim.images import CHUNK_BYTES
+
+__all__ = ["as_numpy", "check_labels", "column_blocks", "encode_labels", "validated", "validation_split"]
 
 
 def as_numpy(values: Any) -> Any:
@@ -43,6 +45,23 @@ def validated(estimator: BaseEstimator, X: Any, *y: Any, **options: Any) -> Any:
     labels = [check_labels(each, type(estimator).__name__) for each in y]
     with config_context(array_api_dispatch=False):
         return validate_data(estimator, as_numpy(X), *labels, dtype=np.float32, **options)
+
+
+def column_blocks(X: NDArray[np.float32]) -> list[slice]:
+    """Cut columns into blocks of some megabytes each, for moments in float64, of which NumPy makes a copy.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, n_features)
+        Features.
+
+    Returns
+    -------
+    list of slice
+        The blocks, in order.
+    """
+    n_columns = max(1, CHUNK_BYTES // (np.dtype(np.float64).itemsize * len(X)))
+    return [slice(first, first + n_columns) for first in range(0, X.shape[1], n_columns)]
 
 
 def check_labels(y: Any, name: str) -> NDArray[Any]:

@@ -170,8 +170,9 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
             start = np.zeros((len(self.classes_), samples.shape[1] + 1))
             self.C_, start = self._choose(samples, targets, splits, Cs, start) if splits else (Cs[0], start)
             weights, self.n_iter_ = self._minimize(samples, targets, self.C_, start)
+            weights = weights.astype(np.float32)
             coef = weights[:, :-1] if basis is None else weights[:, :-1] @ basis.cpu().numpy().T
-            self.coef_, self.intercept_ = coef.astype(np.float32), weights[:, -1].astype(np.float32)
+            self.coef_, self.intercept_ = coef, weights[:, -1]
             self.mean_, self.scale_ = mean.cpu().numpy(), scale.cpu().numpy()
         return self
 
@@ -227,7 +228,10 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     def _scores(self, X: Any) -> NDArray[np.float32]:
         check_is_fitted(self)
         X = validated(self, X, reset=False)
-        return (X - self.mean_) / self.scale_ @ self.coef_.T + self.intercept_
+        standardized = X - self.mean_
+        standardized /= self.scale_
+        scores: NDArray[np.float32] = standardized @ self.coef_.T + self.intercept_
+        return scores
 
     def _choose(
         self, samples: Tensor, targets: Tensor, splits: list[Any], Cs: list[float], start: NDArray[np.float64]

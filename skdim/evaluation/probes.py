@@ -19,7 +19,7 @@ from torch import nn
 
 from skdim.base import EstimatorMixin, unchanged_on_error
 from skdim.devices import resolve_device, usual_torch
-from skdim.evaluation.inputs import encode_labels, validated, validation_split
+from skdim.evaluation.inputs import column_blocks, encode_labels, validated, validation_split
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
 from skdim.randomness import private_rng
@@ -163,8 +163,10 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
             self.classes_, labels = encode_labels(y, type(self).__name__)
             rng = check_random_state(self.random_state)
             fitted_on, held_out = validation_split(labels, self.validation_fraction, rng)
-            std = X.std(axis=0, dtype=np.float64)
-            self.mean_ = X.mean(axis=0, dtype=np.float64).astype(np.float32)
+            blocks = [X[:, columns] for columns in column_blocks(X)]
+            std = np.concatenate([block.std(axis=0, dtype=np.float64) for block in blocks])
+            mean = np.concatenate([block.mean(axis=0, dtype=np.float64) for block in blocks])
+            self.mean_ = mean.astype(np.float32)
             self.scale_ = np.where(std > 0, std, 1.0).astype(np.float32)
             samples, targets = torch.from_numpy(self._standardize(X)).to(device), torch.from_numpy(labels).to(device)
             with private_rng(rng.randint(np.iinfo(np.int32).max), device):
@@ -223,7 +225,9 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         return self.classes_[probabilities.argmax(axis=1)]
 
     def _standardize(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        return (X - self.mean_) / self.scale_
+        standardized: NDArray[np.float32] = X - self.mean_
+        standardized /= self.scale_
+        return standardized
 
 
 def _votes(distances: NDArray[np.float64]) -> NDArray[np.float64]:
