@@ -13,7 +13,7 @@ from skdim.images import CHUNK_BYTES, Images
 from skdim.loaders import LoadedImages
 from skdim.notices import warn
 
-__all__ = ["SMALLEST_SPREAD", "channel_statistics"]
+__all__ = ["SMALLEST_SPREAD", "channel_statistics", "is_constant"]
 
 # Standard deviation of a channel that is no more than rounding, whatever its mean.
 SMALLEST_SPREAD = 1e-30
@@ -66,8 +66,7 @@ def channel_statistics(
             moments = moments.with_more(_channel_moments(chunk))
     _, mean, variance = reduce(_Moments.with_more, group.share(moments))
     std = np.sqrt(variance)
-    # Far below the resolution of float32 a spread is rounding, not signal.
-    constant = std <= np.maximum(1e-7 * np.abs(mean), SMALLEST_SPREAD)
+    constant = is_constant(mean, std)
     if constant.all():
         warn("All images are constant, as far as float32 tells: there is nothing to learn from X.")
     elif constant.any():
@@ -77,6 +76,12 @@ def channel_statistics(
         )
     scale = 255.0 if images.dtype == np.uint8 else 1.0
     return (mean / scale).astype(np.float32), np.where(constant, np.inf, std / scale).astype(np.float32)
+
+
+def is_constant(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell where values are constant as far as float32 tells: a spread far below its resolution is rounding."""
+    constant: NDArray[np.bool_] = std <= np.maximum(1e-7 * np.abs(mean), SMALLEST_SPREAD)
+    return constant
 
 
 def _listed(channels: NDArray[np.intp]) -> str:

@@ -150,7 +150,8 @@ class DIMTransformer(
         that carries most information [2]_, or with ``prior="uniform"`` nearly so while the noise is weak;
         `prior_weight` is the standard deviation of the noise as a share of the prior's, and should stay near 0.1. It
         needs no second network and cannot become unstable. With ``prior="normal"`` the encoder then ends in a batch
-        norm.
+        norm, whose mean and variance are those of the images as training shows them, occluded or augmented: of whole
+        images they differ somewhat.
 
     multiple_globals : bool, default=False
         Whether the encoder yields one embedding for each location of its last convolution's map, each of which is

@@ -223,6 +223,17 @@ def test_probes_repeat_themselves_and_leave_global_generators_alone(digits, prob
     assert np.array_equal(getattr(first, read)(X), getattr(second, read)(X))
 
 
+def test_a_feature_that_is_constant_in_training_counts_for_nothing_in_the_mlp_probe(digits):
+    X, y = digits
+    X_train, X_test, y_train = X[:200], X[200:], y[:200]
+    # The mean of many such values is off by rounding, and so is their deviation from it.
+    constant = np.full((len(X_train), 3), 0.1, dtype=np.float32)
+    probe = MLPProbe(device="cpu", max_epochs=5, random_state=0).fit(np.hstack([X_train, constant]), y_train)
+    values = ([0.1, 0.1, 0.1], [255.0, -255.0, 0.2])
+    low, high = (probe.predict_proba(np.hstack([X_test, np.tile(each, (len(X_test), 1))])) for each in values)
+    np.testing.assert_array_equal(low, high)
+
+
 FEW_STEPS = {"device": "cpu", "max_epochs": 1, "random_state": 0}
 
 
@@ -679,6 +690,18 @@ def test_ms_ssim_against_float64_numpy(shape, size, weights, data_range):
     assert ms_ssim(*[torch.from_numpy(first)] * 2, data_range=data_range).numpy() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("dtype", "data_range"), [(torch.float16, 255), (torch.bfloat16, 1.0), (torch.float32, 1.0)])
+def test_ms_ssim_keeps_its_digits_in_any_precision(dtype, data_range):
+    rng = np.random.default_rng(0)
+    smooth = correlate1d(correlate1d(rng.random((2, 1, 32, 32)), np.ones(9) / 9, axis=2), np.ones(9) / 9, axis=3)
+    first = torch.from_numpy(smooth * data_range).to(dtype)
+    second = torch.from_numpy((smooth + rng.normal(0, 0.01, smooth.shape)) * data_range).to(dtype)
+    value = ms_ssim(first, second, data_range=data_range)
+    assert value.dtype == dtype
+    exact = ms_ssim(first.double(), second.double(), data_range=data_range)
+    torch.testing.assert_close(value.double(), exact, rtol=torch.finfo(dtype).eps, atol=0)
+
+
 def test_ms_ssim_refuses_what_is_no_pair_of_images():
     images = torch.zeros(2, 3, 8, 8)
     with pytest.raises(ValueError, match="got shapes"):
@@ -911,6 +934,32 @@ def test_parameters_that_bounds_refuse(params, message):
     for bound in (total_correlation_bound, lambda Z, **params: mutual_information_bound(Z, Z, **params)):
         with pytest.raises(ValueError, match=message):
             bound(Z, **params)
+
+
+class Alarm(nn.Module):
+    """An encoder with a dimension that is 0 but for images of great values."""
+
+    def __init__(self, gain):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(1, 8, 3, stride=2, padding=1)
+        self.gain = gain
+
+    def forward(self, images):
+        features = self.convolution(images)
+        alarm = torch.relu(images.amax(dim=(1, 2, 3)) - 10)
+        return torch.cat([features.mean(dim=(2, 3)), self.gain * alarm[:, None]], dim=1), features
+
+
+def test_an_embedding_that_is_constant_in_training_is_not_decoded(digits):
+    X, _ = digits
+    values = []
+    for gain in (0, 1):
+        dim = DIMTransformer(9, encoder=Alarm(gain), max_epochs=0, random_state=0).fit(X[:100])
+        assert np.ptp(dim.transform(X[:100])[:, 8]) == 0
+        assert (np.ptp(dim.transform(X[100:] * 9)[:, 8]) > 0) == bool(gain)
+        values.append(reconstruction_ms_ssim(dim, X[:100], X[100:] * 9, max_epochs=2, random_state=0))
+    assert values[0] == values[1]
 
 
 def test_what_a_reconstruction_refuses_before_it_embeds(digits, trained, monkeypatch):

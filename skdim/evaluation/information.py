@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from skdim.batches import Standardizer
 from skdim.devices import resolve_device, usual_torch
 from skdim.discriminators import GlobalConcatCritic, LocalConcatCritic
-from skdim.evaluation.inputs import as_numpy, column_blocks
+from skdim.evaluation.inputs import as_numpy, mean_and_scale, standardized
 from skdim.images import check_images
 from skdim.layouts import ImageShape
 from skdim.objectives import donsker_varadhan
@@ -78,10 +78,10 @@ def mutual_information_bound(
     Returns
     -------
     float
-        The bound, in nats, at most ``log(n / 5)``: the scores T are kept within half of that around 0, because the
-        mean of exponentials of a wider range can't be estimated from the held-out samples, and the bound that seems to
-        come out then has no limit. From n samples no method measures more than about log(n) with confidence (McAllester
-        and Stratos, AISTATS 2020). A value near the limit says "large", not how large.
+        The bound, in nats, at most ``log(ceil(n / 5))``: the scores T are kept within half of that around 0, because
+        the mean of exponentials of a wider range can't be estimated from the held-out samples, and the bound that seems
+        to come out then has no limit. From n samples no method measures more than about log(n) with confidence
+        (McAllester and Stratos, AISTATS 2020). A value near the limit says "large", not how large.
 
     Raises
     ------
@@ -137,7 +137,9 @@ def total_correlation_bound(
 
     .. math:: D(p(z) \,\|\, \prod_j p(z_j)) \ge E_{p(z)}[T(z)] - \log E_{\prod_j p(z_j)}[e^{T(z)}],
 
-    which is 0 where the dimensions are independent. It is trained and measured as in `mutual_information_bound`.
+    which is 0 where the dimensions are independent. It is trained and measured as in `mutual_information_bound`, on a
+    fifth of the samples. Where there are fewer of these than dimensions, some dimensions come from the same sample, and
+    the bound is a looser one.
 
     Parameters
     ----------
@@ -213,12 +215,7 @@ def _checked(values: Any, **options: Any) -> NDArray[np.float32]:
 
 def _standardized(values: NDArray[np.float32], device: torch.device) -> Tensor:
     """Neither measure changes when a dimension is scaled or shifted."""
-    standardized = np.empty_like(values)
-    for columns in column_blocks(values):
-        block = values[:, columns].astype(np.float64)
-        std = block.std(axis=0)
-        standardized[:, columns] = (block - block.mean(axis=0)) / np.where(std > 0, std, 1.0)
-    return torch.from_numpy(standardized).to(device)
+    return torch.from_numpy(standardized(values, *mean_and_scale(values))).to(device)
 
 
 def _held_out_bound(

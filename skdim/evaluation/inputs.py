@@ -14,8 +14,17 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from skdim.images import CHUNK_BYTES
+from skdim.statistics import is_constant
 
-__all__ = ["as_numpy", "check_labels", "column_blocks", "encode_labels", "validated", "validation_split"]
+__all__ = [
+    "as_numpy",
+    "check_labels",
+    "encode_labels",
+    "mean_and_scale",
+    "standardized",
+    "validated",
+    "validation_split",
+]
 
 
 def as_numpy(values: Any) -> Any:
@@ -47,21 +56,47 @@ def validated(estimator: BaseEstimator, X: Any, *y: Any, **options: Any) -> Any:
         return validate_data(estimator, as_numpy(X), *labels, dtype=np.float32, **options)
 
 
-def column_blocks(X: NDArray[np.float32]) -> list[slice]:
-    """Cut columns into blocks of some megabytes each, for moments in float64, of which NumPy makes a copy.
+def mean_and_scale(X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean of each column and what its deviations are divided by, to standardise features.
 
     Parameters
     ----------
-    X : ndarray of shape (n, n_features)
-        Features.
+    X : ndarray of shape (n, n_features), float32
+        Features to train on.
 
     Returns
     -------
-    list of slice
-        The blocks, in order.
+    mean, scale : ndarray of shape (n_features,), float32
+        The standard deviation; infinite where a column is constant, as far as float32 tells: nothing is learned of it,
+        so that what it is later must not count.
     """
+    # NumPy makes a float64 copy of what it computes moments of: some megabytes at a time.
     n_columns = max(1, CHUNK_BYTES // (np.dtype(np.float64).itemsize * len(X)))
-    return [slice(first, first + n_columns) for first in range(0, X.shape[1], n_columns)]
+    blocks = [X[:, first : first + n_columns] for first in range(0, X.shape[1], n_columns)]
+    mean, std = (
+        np.concatenate([moment(block, axis=0, dtype=np.float64) for block in blocks]) for moment in (np.mean, np.std)
+    )
+    return mean.astype(np.float32), np.where(is_constant(mean, std), np.inf, std).astype(np.float32)
+
+
+def standardized(X: NDArray[np.float32], mean: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Standardise features, with a single copy of them.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, n_features), float32
+        Features.
+    mean, scale : ndarray of shape (n_features,), float32
+        Of features to train on.
+
+    Returns
+    -------
+    ndarray of shape (n, n_features), float32
+        Standardised features.
+    """
+    result: NDArray[np.float32] = X - mean
+    result /= scale
+    return result
 
 
 def check_labels(y: Any, name: str) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from skdim.base import EstimatorMixin, unchanged_on_error
 from skdim.devices import resolve_device, usual_torch
-from skdim.evaluation.inputs import encode_labels, validated, validation_split
+from skdim.evaluation.inputs import encode_labels, standardized, validated, validation_split
 
 __all__ = ["LinearProbe"]
 
@@ -38,11 +38,11 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
 
     .. math:: \frac{1}{2} \|W\|^2 + C \sum_i \ell(W z_i + b, y_i)
 
-    as `sklearn.linear_model.LogisticRegression` and `sklearn.svm.LinearSVC` do, but for all classes at once, by
-    L-BFGS with full batches on any device. (Two classes have two rows of weights: with the log loss the same C then
-    regularises half as much as in `LogisticRegression`.) C is tried from small to large, each time from the solution
-    before, and the one with the best accuracy on the split is taken, on ties the one with the lowest loss there; the
-    path ends where the accuracy falls by more than chance explains. Fewer than 1000 samples are split five
+    as `sklearn.linear_model.LogisticRegression` and, but for its intercepts, `sklearn.svm.LinearSVC` do, but for all
+    classes at once, by L-BFGS with full batches on any device. (Two classes have two rows of weights: with the log loss
+    the same C then regularises half as much as in `LogisticRegression`.) C is tried from small to large, each time from
+    the solution before, and the one with the best accuracy on the split is taken, on ties the one with the lowest loss
+    there; the path ends where the accuracy falls by more than chance explains. Fewer than 1000 samples are split five
     times, and the means decide. The model with the chosen C is then fitted to all samples.
 
     Parameters
@@ -169,8 +169,8 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
                 samples = coordinates.T.contiguous()
             start = np.zeros((len(self.classes_), samples.shape[1] + 1))
             self.C_, start = self._choose(samples, targets, splits, Cs, start) if splits else (Cs[0], start)
-            weights, self.n_iter_ = self._minimize(samples, targets, self.C_, start)
-            weights = weights.astype(np.float32)
+            solution, self.n_iter_ = self._minimize(samples, targets, self.C_, start)
+            weights = solution.astype(np.float32)
             coef = weights[:, :-1] if basis is None else weights[:, :-1] @ basis.cpu().numpy().T
             self.coef_, self.intercept_ = coef, weights[:, -1]
             self.mean_, self.scale_ = mean.cpu().numpy(), scale.cpu().numpy()
@@ -228,9 +228,7 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     def _scores(self, X: Any) -> NDArray[np.float32]:
         check_is_fitted(self)
         X = validated(self, X, reset=False)
-        standardized = X - self.mean_
-        standardized /= self.scale_
-        scores: NDArray[np.float32] = standardized @ self.coef_.T + self.intercept_
+        scores: NDArray[np.float32] = standardized(X, self.mean_, self.scale_) @ self.coef_.T + self.intercept_
         return scores
 
     def _choose(

@@ -19,7 +19,7 @@ from torch import nn
 
 from skdim.base import EstimatorMixin, unchanged_on_error
 from skdim.devices import resolve_device, usual_torch
-from skdim.evaluation.inputs import column_blocks, encode_labels, validated, validation_split
+from skdim.evaluation.inputs import encode_labels, mean_and_scale, standardized, validated, validation_split
 from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
 from skdim.randomness import private_rng
@@ -35,8 +35,9 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
 
     The default has the network of the paper's non-linear probe: one hidden layer of 200 units with batch norm, ReLU and
     dropout. It is a `skorch.NeuralNetClassifier` trained by Adam on the cross-entropy of its logits; training stops
-    when the loss on a split of the training samples has not fallen for `patience` epochs, and the weights with the
-    lowest one are kept. The samples of the split, a tenth, only decide when to stop.
+    when the loss on a split of the training samples has not fallen, by more than a ten-thousandth, for `patience`
+    epochs, and the weights with the lowest one are kept. The samples of the split, a tenth, count in the
+    standardisation, and else only decide when to stop.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         Most passes over the samples.
 
     patience : int, default=5
-        Epochs without a lower validation loss after which training stops.
+        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth.
 
     validation_fraction : float, default=0.1
         Share of the training samples that decides when to stop.
@@ -78,7 +79,8 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         The perceptron, in float64: a sample has the same probabilities in any batch, up to rounding. It takes
         standardised features.
     mean_, scale_ : ndarray of shape (n_features,), float32
-        With which features are standardised.
+        With which features are standardised. The scale of one that is constant in training is infinite: it counts for
+        nothing, whatever it is later.
     history_ : list of dict
         One dict an epoch: "train_loss", "valid_loss", "valid_acc" and "dur", the seconds it took.
     n_iter_ : int
@@ -163,12 +165,9 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
             self.classes_, labels = encode_labels(y, type(self).__name__)
             rng = check_random_state(self.random_state)
             fitted_on, held_out = validation_split(labels, self.validation_fraction, rng)
-            blocks = [X[:, columns] for columns in column_blocks(X)]
-            std = np.concatenate([block.std(axis=0, dtype=np.float64) for block in blocks])
-            mean = np.concatenate([block.mean(axis=0, dtype=np.float64) for block in blocks])
-            self.mean_ = mean.astype(np.float32)
-            self.scale_ = np.where(std > 0, std, 1.0).astype(np.float32)
-            samples, targets = torch.from_numpy(self._standardize(X)).to(device), torch.from_numpy(labels).to(device)
+            self.mean_, self.scale_ = mean_and_scale(X)
+            samples = torch.from_numpy(standardized(X, self.mean_, self.scale_)).to(device)
+            targets = torch.from_numpy(labels).to(device)
             with private_rng(rng.randint(np.iinfo(np.int32).max), device):
                 mlp = MLP(
                     X.shape[1], hidden_layer_sizes, len(self.classes_), self.dropout, bool(self.batch_norm_logits)
@@ -206,7 +205,7 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = validated(self, X, reset=False)
-        return predict_proba(self.mlp_, self._standardize(X))
+        return predict_proba(self.mlp_, standardized(X, self.mean_, self.scale_))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict labels.
@@ -223,11 +222,6 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         """
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
-
-    def _standardize(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        standardized: NDArray[np.float32] = X - self.mean_
-        standardized /= self.scale_
-        return standardized
 
 
 def _votes(distances: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from torch.nn.functional import avg_pool2d, conv2d
 
 from skdim.devices import usual_torch
 from skdim.encoders import n_halvings
+from skdim.evaluation.inputs import mean_and_scale, standardized
 from skdim.evaluation.networks import Samples, train
 from skdim.images import Images
 from skdim.layouts import ImageShape
@@ -77,6 +78,9 @@ def ms_ssim(first: Tensor, second: Tensor, *, data_range: float) -> Tensor:
         raise ValueError(f"Two floating-point tensors are required, got {first.dtype} and {second.dtype}.")
     if not data_range > 0:
         raise ValueError(f"data_range must be positive, got {data_range}.")
+    dtype = first.dtype
+    # Variances are differences of second moments, of which lower precision leaves little.
+    first, second = first.double(), second.double()
     shorter = min(first.shape[2:])
     window = _gaussian_window(min(WINDOW_SIZE, shorter - 1 + shorter % 2)).to(first)
     n_scales = 1
@@ -91,7 +95,7 @@ def ms_ssim(first: Tensor, second: Tensor, *, data_range: float) -> Tensor:
         product = product * value.clamp(min=0) ** float(weight)
         if not last:
             first, second = avg_pool2d(first, 2), avg_pool2d(second, 2)
-    return product.mean(dim=1)
+    return product.mean(dim=1).to(dtype)
 
 
 def _gaussian_window(size: int) -> Tensor:
@@ -171,9 +175,9 @@ def reconstruction_ms_ssim(
         raise ValueError(f"reconstruction_ms_ssim needs images of at least 3 x 3, got {height} x {width}.")
     low, high = _data_range(train_images)
     with usual_torch(dim.device_):
-        Z_train, Z_test = (torch.from_numpy(embed(dim, X)) for X in (X_train, X_test))
-        device, mean, std = dim.device_, Z_train.mean(dim=0), Z_train.std(dim=0).clamp(min=1e-6)
-        Z_train, Z_test = (((Z - mean) / std).to(device) for Z in (Z_train, Z_test))
+        device, embeddings = dim.device_, [embed(dim, X) for X in (X_train, X_test)]
+        mean, scale = mean_and_scale(embeddings[0])
+        Z_train, Z_test = (torch.from_numpy(standardized(Z, mean, scale)).to(device) for Z in embeddings)
         targets = ((train_images.take(slice(None)).float() - low) / (high - low)).to(device)
         rng = check_random_state(random_state)
         order = rng.permutation(len(Z_train))
