@@ -851,9 +851,11 @@ def test_another_level_than_in_fit_is_warned_about(now):
     dim.transform(one_channel)  # A warning would be an error.
 
 
+# Of single images, and of all at once, when bytes have a histogram.
+@pytest.mark.parametrize("chunk_bytes", [3000, 1 << 24])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_mean_and_std_are_those_of_all_images(monkeypatch, dtype):
-    monkeypatch.setattr("skdim.statistics.CHUNK_BYTES", 3000)
+def test_mean_and_std_are_those_of_all_images(monkeypatch, dtype, chunk_bytes):
+    monkeypatch.setattr("skdim.statistics.CHUNK_BYTES", chunk_bytes)
     X = IMAGES.astype(dtype)
     dim = DIMTransformer(n_components=2, max_epochs=0).fit(X)
     scale = 255 if dtype == np.uint8 else 1

@@ -178,6 +178,12 @@ def test_more_epochs_at_a_constant_rate(X, tmp_path):
         small(tmp_path, max_epochs=3, **params).fit(X)
 
 
+def test_a_training_that_was_broken_off_ends_where_it_stood(X, tmp_path):
+    params = {"lr_schedule": "constant"}
+    broken_off(X, tmp_path, 2, max_epochs=5, **params)
+    assert_same_bits(small(tmp_path, max_epochs=2, **params).fit(X), small(max_epochs=2, **params).fit(X))
+
+
 def test_without_a_random_state_the_first_attempts_seed_is_taken_over(X, tmp_path):
     broken_off(X, tmp_path, 3, random_state=None)
     shutil.copytree(tmp_path, tmp_path / "copy")
@@ -203,6 +209,49 @@ def test_other_parameters_are_refused_by_name(X, tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
         small(tmp_path, **params | changed).fit(X)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+OTHER_VALUES = {
+    "n_components": 5,
+    "encoder": "stride1",
+    "local_weight": 2.0,
+    "global_weight": 0.5,
+    "prior_weight": 0.2,
+    "coordinate_weight": 0.1,
+    "mi_estimator": "jsd",
+    "discriminator": "concat",
+    "mi_units": 9,
+    "negatives": "roll",
+    "local_samples": 2,
+    "prior": "normal",
+    "prior_matching": "noise",
+    "multiple_globals": True,
+    "augmentation": "standard",
+    "occlusion": True,
+    "max_epochs": 2,
+    "batch_size": 20,
+    "lr": 0.01,
+    "lr_schedule": "constant",
+    "compile": True,
+    "precision": "bfloat16",
+}
+# Those that change no training, and those that tests of their own change.
+OTHERS = {"image_shape", "data_format", "output_layer", "warm_start", "verbose", "callbacks", "checkpoint_dir"}
+OTHERS |= {"device", "random_state", "distributed", "gather_negatives"}
+
+
+def test_all_parameters_are_compared_or_excepted():
+    assert {*OTHER_VALUES, *OTHERS} == set(DIMTransformer().get_params(deep=False))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # of torch's compiler
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_each_parameter_counts(colour_images, tmp_path, name):
+    X = colour_images[0][:30]
+    params = {"n_components": 4, "mi_units": 8, "max_epochs": 1, "precision": "float32", "random_state": 0}
+    DIMTransformer(**params, checkpoint_dir=tmp_path).fit(X)
+    with pytest.raises(ValueError, match=f"{name}: .* there, .* here"):
+        DIMTransformer(**params | {"checkpoint_dir": tmp_path, name: OTHER_VALUES[name]}).fit(X)
 
 
 def test_what_does_not_change_training_may_change(colour_images, tmp_path):
@@ -246,6 +295,16 @@ def test_other_images_are_refused(colour_images, tmp_path, change):
     other = {"pixel": other, "order": X[::-1], "fewer": X[1:], "dtype": X.astype(np.float32)}[change]
     with pytest.raises(ValueError, match=r"holds the training of other images \(images: .*'shape': \[60, 3, 12, 10\]"):
         small(tmp_path).fit(other)
+
+
+def test_the_last_images_count_too(colour_images, tmp_path, monkeypatch):
+    # As if they were many more.
+    monkeypatch.setattr("skdim.images.CHUNK_BYTES", 4000)
+    X = colour_images[0].copy()
+    broken_off(X, tmp_path, 2)
+    X[-1, -1, -1, -1] ^= 1
+    with pytest.raises(ValueError, match="holds the training of other images"):
+        small(tmp_path).fit(X)
 
 
 def damage(path, how, rng):

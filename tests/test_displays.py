@@ -359,6 +359,16 @@ def test_principal_components_are_drawn_from_the_seed_given(fitted):
     assert rng.get_state()[2] == before
 
 
+@pytest.mark.parametrize(
+    ("params", "message"), [({"metric": "near"}, "metric"), ({"n_neighbors": 100}, "n_neighbors <= n_samples_fit")]
+)
+def test_neighbors_are_checked_before_images_are_embedded(fitted, colour_images, monkeypatch, params, message):
+    X, _ = colour_images
+    monkeypatch.setattr(DIMTransformer, "transform", None)
+    with pytest.raises(ValueError, match=message):
+        NeighborsDisplay.from_estimator(fitted, X[:2], X, **params)
+
+
 def test_labels_and_thumbnails_are_checked_before_images_are_embedded(fitted, colour_images, monkeypatch):
     X, y = colour_images
     monkeypatch.setattr(DIMTransformer, "transform", None)

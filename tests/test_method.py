@@ -379,6 +379,28 @@ def test_narrow_images_train_in_any_precision_that_is_chosen_for_them(shape):
         assert np.isfinite(dim.transform(X)).all()
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 5, 20), None),
+        ((1, 8, 16), None),
+        ((2, 7, 6), None),
+        ((1, 8, 8), torch.bfloat16),
+        ((1, 1, 40), torch.bfloat16),
+    ],
+)
+def test_no_bfloat16_is_chosen_for_narrow_images_on_a_cpu(shape, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    X = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    dim = small(device="cpu", data_format="channels_first", max_epochs=0).fit(X)
+    assert dim.net_.autocast_dtype == dtype
+
+
+def test_as_many_local_samples_as_there_are_or_more_are_all_locations(digits):
+    dims = [small(local_samples=n, max_epochs=1).fit(digits[0]) for n in (None, 1000)]
+    assert np.array_equal(*[dim.transform(digits[0]) for dim in dims])
+
+
 def test_the_weight_of_the_prior_is_the_strength_of_the_noise(digits):
     losses = [
         small(prior_matching="noise", prior_weight=weight, max_epochs=1).fit(digits[0]).loss_curve_[0]

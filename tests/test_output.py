@@ -137,11 +137,24 @@ def test_modes(images, mode, expected, tmp_path):
     assert np.array_equal(read_images(paths, mode=mode), expected)
 
 
-def test_images_are_turned_as_the_camera_says(tmp_path):
+@pytest.mark.parametrize(
+    ("orientation", "as_seen"),
+    [
+        (1, lambda stored: stored),
+        (2, np.fliplr),
+        (3, lambda stored: np.rot90(stored, k=2)),
+        (4, np.flipud),
+        (5, lambda stored: stored.swapaxes(0, 1)),
+        (6, lambda stored: np.rot90(stored, k=-1)),
+        (7, lambda stored: np.rot90(stored, k=2).swapaxes(0, 1)),
+        (8, np.rot90),
+    ],
+)
+def test_images_are_turned_as_the_camera_says(tmp_path, orientation, as_seen):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: the file's left side is the top
+    exif[0x0112] = orientation
     Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(read_images([tmp_path / "turned.png"])[0], np.rot90(RGB, k=-1))
+    assert np.array_equal(read_images([tmp_path / "turned.png"])[0], as_seen(RGB))
 
 
 def test_a_column_of_paths_or_images_is_read_in_its_order(tmp_path):
@@ -202,6 +215,15 @@ def test_size_scales():
     deep = [Image.fromarray(np.full((4, 6), 999, dtype=np.uint16))]
     assert np.array_equal(read_images(flat, size=(5, 7)), np.full((2, 5, 7), 9))
     assert np.array_equal(read_images(deep, size=(5, 7)), np.full((1, 5, 7), 999))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_smaller_size_averages(dtype):
+    # Every fourth pixel alone would be 0.
+    stripes = np.repeat(30 * np.arange(8), 4)[:, None] * (np.arange(32) % 2)
+    stripes[::4] = 0
+    (small,) = read_images([Image.fromarray(stripes.astype(dtype))], size=(8, 8))
+    assert np.abs(small - stripes.reshape(8, 4, 8, 4).mean(axis=(1, 3))).max() < 25
 
 
 def test_bad_files_are_named(photos, tmp_path):

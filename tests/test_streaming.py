@@ -518,10 +518,19 @@ def test_transform_of_a_loader(n_workers):
         assert np.array_equal(Z, dim.transform(IMAGES))
 
 
-def test_a_loader_of_all_images_has_their_statistics():
-    dims = [small(max_epochs=0).fit(X) for X in (IMAGES, loader(IMAGES, batch_size=8))]
-    assert np.array_equal(dims[0].mean_, dims[1].mean_)
-    assert np.array_equal(dims[0].std_, dims[1].std_)
+@pytest.mark.parametrize("batch_size", [50, 100, 290])
+def test_transform_cuts_the_batches_of_a_loader_as_it_likes(batch_size):
+    dim = small(max_epochs=0).fit(IMAGES)
+    X = np.random.default_rng(1).integers(0, 256, (300, *IMAGES.shape[1:]), dtype=np.uint8)
+    assert np.array_equal(dim.transform(loader(X, batch_size=batch_size)), dim.transform(X))
+
+
+def test_a_loader_of_all_images_has_their_statistics(monkeypatch):
+    # Some twelve images at once, out of batches of eight.
+    monkeypatch.setattr("skdim.statistics.CHUNK_BYTES", 12 * 8 * IMAGES[0].size)
+    dim = small(max_epochs=0).fit(loader(IMAGES, batch_size=8))
+    np.testing.assert_allclose(dim.mean_, IMAGES.mean(axis=(0, 1, 2)) / 255, rtol=1e-6)
+    np.testing.assert_allclose(dim.std_, IMAGES.std(axis=(0, 1, 2)) / 255, rtol=1e-6)
 
 
 def test_random_state_draws_the_order_of_a_loader_and_leaves_the_global_generator():

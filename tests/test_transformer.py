@@ -12,6 +12,7 @@ from scipy.stats import kstest, logistic, norm
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
 from skorch.callbacks import (
     Callback,
     Checkpoint,
@@ -308,6 +309,16 @@ def test_warm_start_goes_on(digits):
     assert cold.fit(X).n_iter_ == 2
 
 
+@pytest.mark.parametrize("go_on", [DIMTransformer.partial_fit, DIMTransformer.fit])
+def test_going_on_standardises_as_the_first_call_did(digits, go_on):
+    X, _ = digits
+    dim = small(warm_start=True, max_epochs=1).fit(X[:100])
+    mean, std = dim.mean_.copy(), dim.std_.copy()
+    go_on(dim, 2 * X[100:200] + 3)
+    assert np.array_equal(dim.mean_, mean)
+    assert np.array_equal(dim.std_, std)
+
+
 def test_partial_fit_adds_an_epoch_each_time(digits):
     X, _ = digits
     dim = small()
@@ -334,12 +345,40 @@ def test_going_on_takes_up_new_weights_and_learning_rate(digits):
     assert net.optimizer_.param_groups[0]["lr"] == 1e-5
 
 
-def test_going_on_with_other_discriminators_warns(digits):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"global_weight": 0},
+        {"coordinate_weight": 1.0},
+        {"mi_estimator": "jsd"},
+        {"discriminator": "concat"},
+        {"mi_units": 16},
+        {"negatives": "roll"},
+        {"local_samples": 2},
+        {"prior": "normal"},
+        {"prior_matching": "noise"},
+        {"augmentation": "standard"},
+        {"occlusion": True},
+        {"precision": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_going_on_with_another_model_warns_and_trains_it(digits, change):
     X, _ = digits
-    dim = small(global_weight=0).fit(X).set_params(global_weight=0.5)
+    dim = small(precision="float32", max_epochs=1).fit(X[:64])
+    other = copy.deepcopy(dim).set_params(**change)
     with pytest.warns(UserWarning, match="new discriminators and a new optimizer"):
-        dim.partial_fit(X)
-    assert "global" in dim.discriminators_
+        other.partial_fit(X[:64])
+    assert other.history_[-1] != dim.partial_fit(X[:64]).history_[-1]
+    assert set(other.discriminators_) == {
+        name for name in ("local", "global", "prior", "coordinate") if getattr(other, f"{name}_weight")
+    } - ({"prior"} if other.prior_matching == "noise" else set())
+
+
+def test_going_on_with_stronger_noise_warns(digits):
+    dim = small(prior_matching="noise", max_epochs=1).fit(digits[0]).set_params(prior_weight=0.5)
+    with pytest.warns(UserWarning, match="new discriminators and a new optimizer"):
+        dim.partial_fit(digits[0])
 
 
 @pytest.mark.parametrize("change", [{"n_components": 9}, {"encoder": "stride1"}])
@@ -349,20 +388,29 @@ def test_going_on_with_another_encoder_is_refused(digits, change):
         dim.partial_fit(digits[0])
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_precision(digits, precision):
-    X, _ = digits
-    dim = small(precision=precision).fit(X)
-    assert dim.transform(X).dtype == np.float32
-    assert all(weight.dtype == torch.float32 for weight in dim.encoder_.parameters())
-
-
 def test_bfloat16_is_really_used_and_differs_little(digits):
     X, _ = digits
     exact = small(precision="float32", lr_schedule="constant", max_epochs=1).fit(X)
     rounded = clone(exact).set_params(precision="bfloat16").fit(X)
+    for dim in (exact, rounded):
+        assert dim.transform(X).dtype == np.float32
+        assert all(weight.dtype == torch.float32 for weight in dim.encoder_.parameters())
     assert exact.loss_curve_ != rounded.loss_curve_
     assert exact.loss_curve_[0] == pytest.approx(rounded.loss_curve_[0], rel=0.05)
+
+
+def test_without_a_random_state_numpys_global_generator_draws_the_seed(digits):
+    def fitted():
+        return small(random_state=None, max_epochs=0).fit_transform(digits[0])
+
+    assert not np.array_equal(fitted(), fitted())
+    numpys = check_random_state(None)
+    state = numpys.get_state()
+    embeddings = []
+    for _ in range(2):
+        numpys.set_state(state)
+        embeddings.append(fitted())
+    assert np.array_equal(*embeddings)
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 15])

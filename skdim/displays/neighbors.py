@@ -79,11 +79,14 @@ class NeighborsDisplay:
         """
         import_pyplot(f"{cls.__name__}.from_estimator")
         dim, (X_query, X) = find_transformer(estimator, X_query, X, name=cls.__name__)
-        search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric).fit(embed(dim, X))
-        distances, indices = search.kneighbors(embed(dim, X_query))
+        images, query_images = images_of(dim, X), images_of(dim, X_query)
+        search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric)
+        # Among as many points of a plane, so that what does not suit is refused before images are embedded.
+        search.fit(np.zeros((len(images), 2))).kneighbors(np.zeros((1, 2)))
+        distances, indices = search.fit(embed(dim, X)).kneighbors(embed(dim, X_query))
         # Together, so that they are scaled alike.
-        found = pixel_values(images_of(dim, X), indices.ravel())
-        pictures = to_rgb(np.concatenate([pixel_values(images_of(dim, X_query)), found]))
+        found = pixel_values(images, indices.ravel())
+        pictures = to_rgb(np.concatenate([pixel_values(query_images), found]))
         queries, neighbors = np.split(pictures, [len(indices)])
         return cls(queries, neighbors.reshape(*indices.shape, *pictures.shape[1:]), indices, distances).plot(ax=ax)
 
