@@ -462,11 +462,13 @@ def test_the_scorer_without_labels_takes_named_columns(digits):
 
 
 @pytest.mark.parametrize("scorer", [knn_scorer, linear_probe_scorer])
-def test_scorers_with_labels_rank_training_above_its_absence_and_shuffled_labels_at_chance(
-    all_digits, trained, untrained, scorer
-):
+def test_scorers_with_labels_rank_training_above_its_absence_and_shuffled_labels_at_chance(all_digits, scorer):
     X, y = all_digits[0][1000:], all_digits[1][1000:]
-    assert scorer(trained, X, y) > scorer(untrained, X, y) - 0.005
+    # Four dimensions do not hold all that random convolutions happen to show.
+    untrained, trained = (
+        DIMTransformer(4, max_epochs=max_epochs, random_state=0).fit(all_digits[0][:1000]) for max_epochs in (0, 3)
+    )
+    assert scorer(trained, X, y) > scorer(untrained, X, y) + 0.1
     assert scorer(trained, X, np.random.default_rng(0).permutation(y)) < 0.2
 
 
