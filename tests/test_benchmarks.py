@@ -161,6 +161,19 @@ def test_throughput_compares_each_baseline_with_skdim(benchmark, capsys, letter)
         assert ratio == pytest.approx(ours / baseline, rel=0.1, abs=0.01)
 
 
+def test_throughput_shows_where_the_time_of_a_step_goes(benchmark, capsys):
+    throughput = benchmark("throughput")
+    net = throughput.trained_net(64).net_
+    throughput.print_operations(net, throughput.standardized_batches(throughput.trained_net(64), 64, 64)[0], n_steps=2)
+    first, *lines = capsys.readouterr().out.splitlines()
+    rows = [re.search(r"(aten::\w+) +(\d+) times +(\d+) µs +(\d+)%", line).groups() for line in lines]
+    assert {"aten::mm", "aten::convolution_backward"} < {name for name, *_ in rows}
+    total, times = int(re.search(r"(\d+) µs a step", first)[1]), [int(row[2]) for row in rows]
+    assert times == sorted(times, reverse=True)
+    for time, (*_, share) in zip(times, rows, strict=True):
+        assert int(share) == pytest.approx(100 * time / total, abs=1)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_streaming_compares_a_mapped_file_with_an_array(benchmark, monkeypatch, tmp_path, capsys):
     streaming = benchmark("streaming")

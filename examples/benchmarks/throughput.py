@@ -5,17 +5,16 @@
 
 Sections: (a) a bare training loop against fit, (b) the stride-1 network trained as published against the same recipe
 here, (c) the official code's training step against the same recipe here, (d) the bare encoder against transform, (e)
-skorch's own NeuralNet.fit against fit, (f) share of the machine's matrix-multiply rate and of a roofline, (g) peak
-memory, (h) cost against the number of images, the batch size and the critics' width, (i) on CUDA alone, 100 epochs of
-50,000 images, at the defaults and compiled. The images are noise: speed does not depend on them. The baselines are
-written here, for the comparison only, as plainly as their originals. A ratio is the median of several pairs of runs,
-one after the other, so that a drift of the machine's speed falls on both. Each section runs in a process of its own, as
-each baseline would: the allocator keeps what one section freed, and the official step gains a fifth from it when it
-follows section (b).
+skorch's own NeuralNet.fit against fit, (f) share of the machine's matrix-multiply rate and of a roofline, and the
+operations that take longest, (g) peak memory, (h) cost against the number of images, the batch size and the critics'
+width, (i) on CUDA alone, 100 epochs of 50,000 images, at the defaults and compiled. The images are noise: speed does
+not depend on them. The baselines are written here, for the comparison only, as plainly as their originals. A ratio is
+the median of several pairs of runs, one after the other, so that a drift of the machine's speed falls on both. Each
+section runs in a process of its own, as each baseline would: the allocator keeps what one section freed, and the
+official step gains a fifth from it when it follows section (b).
 """
 
 import argparse
-import math
 import multiprocessing
 import statistics
 import time
@@ -27,6 +26,7 @@ from machine import describe_machine
 from skorch import NeuralNet
 from torch import nn
 from torch.nn.functional import log_softmax, softplus
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -104,7 +104,8 @@ def bare_loop(dim, batches, epochs):
 
 def section_a(arguments):
     """Section (a): bare loop, batches on the device | fit."""
-    n, epochs = arguments.n_images, 2
+    n = arguments.n_images
+    epochs = enough_epochs(2, n)
     dim = trained_net()
     batches = standardized_batches(dim, n, dim.batch_size)
     X = noise(n)
@@ -238,13 +239,14 @@ class OfficialLocal(nn.Module):
         return -log_softmax(torch.cat([positive, negative], dim=2), dim=2)[:, :, 0].mean()
 
 
-def official_epoch(model, optimizer, images):
-    for batch in images:
-        optimizer.zero_grad()
-        loss = model.loss(batch)
-        loss.backward()
-        optimizer.step()
-        loss.item()
+def official_epochs(model, optimizer, images, epochs):
+    for _ in range(epochs):
+        for batch in images:
+            optimizer.zero_grad()
+            loss = model.loss(batch)
+            loss.backward()
+            optimizer.step()
+            loss.item()
 
 
 OFFICIAL_RECIPE = {
@@ -266,18 +268,19 @@ def official_images(n):
 def section_c(arguments):
     """Section (c): the official local step | the same recipe here."""
     n = arguments.n_images // 2
+    epochs = enough_epochs(1, n, **OFFICIAL_RECIPE)
     model = OfficialLocal(512).to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     images = official_images(n).split(64)
     X = noise(n)
-    recipe = DIMTransformer(**OFFICIAL_RECIPE)
+    recipe = DIMTransformer(**OFFICIAL_RECIPE | {"max_epochs": epochs})
     for precision in ("auto", "float32"):
         recipe.set_params(precision=precision)
         compare(
             f"(c) official step, 512 units, float32 | fit, {precision}",
-            lambda: official_epoch(model, optimizer, images),
+            lambda: official_epochs(model, optimizer, images, epochs),
             lambda: recipe.fit(X),
-            n,
+            n * epochs,
             arguments.repeats,
         )
 
@@ -321,7 +324,8 @@ class PlainCriterion(nn.Module):
 
 def section_e(arguments):
     """Section (e): skorch's own fit | fit."""
-    n, epochs = arguments.n_images, 1
+    n = arguments.n_images
+    epochs = enough_epochs(1, n)
     model = trained_net().net_.module_
     images = np.ascontiguousarray(noise(n, np.float32).transpose(0, 3, 1, 2) / 255)
     X = noise(n)
@@ -396,8 +400,25 @@ def enough_epochs(least, n_images, batch_size=128, **_):
     return max(least, -(-3 * MIN_RECORDED_STEPS // steps)) if DEVICE.type == "cuda" else least
 
 
+def print_operations(net, batch, n_steps=10, n_printed=12):
+    """Print which operations a step's time goes to, launched one by one: on CUDA that of their kernels."""
+    on_cuda = DEVICE.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    with profile(activities=activities) as profiler:
+        for _ in range(n_steps):
+            net.update(batch)
+        synchronize()
+    operations = [each for each in profiler.key_averages() if each.key.startswith("aten::")]
+    times = {each: each.self_device_time_total if on_cuda else each.self_cpu_time_total for each in operations}
+    total = sum(times.values())
+    print(f"(f)   {total / n_steps:.0f} µs a step in operations, of which")
+    for each in sorted(operations, key=times.get, reverse=True)[:n_printed]:
+        share = f"{times[each] / total:.0%}"
+        print(f"(f)   {each.key:44}{each.count / n_steps:>6.0f} times{times[each] / n_steps:>10.0f} µs{share:>6}")
+
+
 def section_f(arguments):
-    """Section (f): operations a second as a share of the matrix-multiply rate, and of the roofline."""
+    """Section (f): operations a second as a share of the matrix-multiply rate and of the roofline; the longest ones."""
     half, single, copying = matmul_rate(torch.bfloat16), matmul_rate(torch.float32), bandwidth()
     print(
         f"(f) 2048 x 2048 matrix multiply {half / 1e12:.3f} TFLOP/s bfloat16, {single / 1e12:.3f} float32; "
@@ -421,6 +442,7 @@ def section_f(arguments):
             f"roofline of {len(batch) / roofline.seconds:.0f} images/s",
             flush=True,
         )
+        print_operations(dim.net_, batch)
 
 
 def peak_memory(work):
@@ -431,7 +453,7 @@ def peak_memory(work):
     process.start()
     process.join()
     if process.exitcode != 0:
-        return math.nan, math.nan
+        raise SystemExit(f"a process whose memory is measured ended with {process.exitcode}")
     return queue.get()
 
 
@@ -459,12 +481,13 @@ def _measure_memory(work, queue):
 class FitMemory:
     """Fit on n images; picklable, for a process of its own."""
 
-    def __init__(self, n, **params):
-        self.n, self.params = n, params
+    def __init__(self, n, flat=False, **params):
+        self.n, self.flat, self.params = n, flat, params
 
     def __call__(self, step, X=None):
         if step == "prepare":
-            return noise(self.n)
+            X = noise(self.n)
+            return np.ascontiguousarray(X.transpose(0, 3, 1, 2)).reshape(self.n, -1) if self.flat else X
         DIMTransformer(**{"max_epochs": 1, "random_state": 0} | self.params).fit(X)
         return None
 
@@ -487,6 +510,7 @@ def section_g(arguments):
     """Section (g): peak memory above the data, each in a process of its own."""
     rows = [
         ("fit, 50,000 images, defaults", FitMemory(50_000)),
+        ("fit, 50,000 rows of 3,072 values, defaults", FitMemory(50_000, flat=True)),
         ("fit, 4,096 images, batch 1024", FitMemory(4096, batch_size=1024)),
         ("fit, 4,096 images, batch 2048", FitMemory(4096, batch_size=2048)),
         ("fit, official recipe, batch 256", FitMemory(1024, **OFFICIAL_RECIPE | {"batch_size": 256})),
