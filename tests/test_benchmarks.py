@@ -98,6 +98,14 @@ def test_the_training_of_a_row_goes_on_after_an_interruption(paper_tables, tmp_p
         paper_tables.main(["images", "--budget", "3s", *checkpoints])
 
 
+@pytest.mark.parametrize("taken", ["mi_estimator=jsd", "max_epochs=5", "random_state=3"])
+def test_what_a_row_stands_for_cannot_be_set(paper_tables, tmp_path, capsys, taken):
+    command = ["images", "--csv", str(tmp_path / "results.csv"), "--budget", "1ep", "--rows", "DIM(L) InfoNCE"]
+    with pytest.raises(SystemExit):
+        paper_tables.main([*command, "--set", "n_components=4", taken])
+    assert f"--set cannot change {taken.split('=')[0]}: " in capsys.readouterr().err
+
+
 def test_no_figure_of_the_paper_is_stored_as_ours(paper_tables, tmp_path):
     assert not [field for field in paper_tables.FIELDS if "paper" in field]
     for paper in (paper_tables.PAPER_MLP, paper_tables.PAPER_SVM, paper_tables.PAPER_INFORMATION):
