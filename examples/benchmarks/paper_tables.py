@@ -247,8 +247,8 @@ def print_tables(results):
         information = ("ms_ssim", "mine", "ndm")
         print_table(chosen, "Embedding", information, ("MS-SSIM", "MINE", "NDM"), PAPER_INFORMATION, 1)
     print(
-        "\nThe paper's figures are those of 1000 epochs on 50,000 images, tested on CIFAR-10's own test set. It does not"
-        "\nsay by which estimator the encoders were trained that its SVM, MS-SSIM, MINE and NDM measure."
+        "\nThe paper's figures are those of 1000 epochs on 50,000 images, tested on CIFAR-10's own test set."
+        "\nIt does not say by which estimator the encoders were trained that its SVM, MS-SSIM, MINE and NDM measure."
     )
 
 
