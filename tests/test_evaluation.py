@@ -1,3 +1,4 @@
+import copy
 import pickle
 import tracemalloc
 
@@ -221,6 +222,24 @@ def test_probes_repeat_themselves_and_leave_global_generators_alone(digits, prob
     assert torch.equal(state, torch.random.get_rng_state())
     read = "decision_function" if isinstance(probe, LinearProbe) else "predict_proba"
     assert np.array_equal(getattr(first, read)(X), getattr(second, read)(X))
+
+
+@pytest.mark.gpu
+def test_figures_on_cuda_are_those_on_the_cpu(digits, trained):
+    X, y = digits
+    probes = (LinearProbe(random_state=0), LinearProbe("squared_hinge", random_state=0), MLPProbe(random_state=0))
+    for probe in probes:
+        scores = [
+            clone(probe).set_params(device=d).fit(X[:200], y[:200]).score(X[200:], y[200:]) for d in ("cpu", "cuda")
+        ]
+        assert scores[0] == pytest.approx(scores[1], abs=0.05)
+    x, noise = np.random.default_rng(0).standard_normal((2, 1000, 1))
+    Z = np.hstack([x, 0.9 * x + 0.19**0.5 * noise])
+    assert 0.5 < mutual_information_bound(x, Z[:, 1:], device="cuda", random_state=0) < 0.95
+    assert 0.5 < total_correlation_bound(Z, device="cuda", random_state=0) < 0.95
+    on_cuda = copy.deepcopy(trained).to("cuda")
+    values = [reconstruction_ms_ssim(dim, X[:200], X[200:], random_state=0) for dim in (trained, on_cuda)]
+    assert values[0] == pytest.approx(values[1], abs=0.05)
 
 
 def test_a_feature_that_is_constant_in_training_counts_for_nothing_in_the_mlp_probe(digits):

@@ -4,6 +4,7 @@ import pickle
 import random
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -759,6 +760,23 @@ def test_training_on_cuda(digits):
     assert dim.device_.type == "cuda"
     assert dim.loss_curve_[-1] < dim.loss_curve_[0]
     assert np.array_equal(dim.transform(X), dim.transform(X))
+
+
+@pytest.mark.gpu
+def test_the_host_waits_for_the_device_as_often_in_few_steps_as_in_many(digits):
+    def waits(n_images):
+        dim = small(device="cuda", batch_size=16)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                dim.fit(digits[0][:n_images])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+    waits(32)  # What is set up on the first call may wait.
+    assert 0 < waits(32) == waits(16 * 12)
 
 
 def test_going_on_needs_two_images_too(digits):
