@@ -38,8 +38,8 @@ class StandardAugmentation:
         Whether to mirror half of the images left to right, and half of them top to bottom.
     color : float, default=0.2
         Strength of the changes of brightness, contrast and saturation, made to four images in five: brightness by up to
-        twice as many standard deviations, the others by such a share. The hue turns by up to half as much of the colour
-        circle.
+        twice as many standard deviations, the others by up to that share. The hue turns by up to half as much of the
+        colour circle.
     grey : float, default=0.2
         Share of images whose channels are all replaced by their mean.
     noise : float, default=0.0

@@ -360,7 +360,11 @@ def test_principal_components_are_drawn_from_the_seed_given(fitted):
 
 
 @pytest.mark.parametrize(
-    ("params", "message"), [({"metric": "near"}, "metric"), ({"n_neighbors": 100}, "n_neighbors <= n_samples_fit")]
+    ("params", "message"),
+    [
+        ({"metric": "near"}, "metric"),
+        ({"n_neighbors": 100}, r"n_neighbors must be at most the number of images in X, \d+, got 100"),
+    ],
 )
 def test_neighbors_are_checked_before_images_are_embedded(fitted, colour_images, monkeypatch, params, message):
     X, _ = colour_images

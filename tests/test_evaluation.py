@@ -1,4 +1,5 @@
 import copy
+import functools
 import pickle
 import tracemalloc
 
@@ -227,18 +228,19 @@ def test_probes_repeat_themselves_and_leave_global_generators_alone(digits, prob
 @pytest.mark.gpu
 def test_figures_on_cuda_are_those_on_the_cpu(digits, trained):
     X, y = digits
-    probes = (LinearProbe(random_state=0), LinearProbe("squared_hinge", random_state=0), MLPProbe(random_state=0))
-    for probe in probes:
+    for probe in (LinearProbe(), LinearProbe("squared_hinge"), MLPProbe(dropout=0.0)):
+        probe.set_params(random_state=0)
         scores = [
             clone(probe).set_params(device=d).fit(X[:200], y[:200]).score(X[200:], y[200:]) for d in ("cpu", "cuda")
         ]
         assert scores[0] == pytest.approx(scores[1], abs=0.05)
     x, noise = np.random.default_rng(0).standard_normal((2, 1000, 1))
     Z = np.hstack([x, 0.9 * x + 0.19**0.5 * noise])
-    assert 0.5 < mutual_information_bound(x, Z[:, 1:], device="cuda", random_state=0) < 0.95
-    assert 0.5 < total_correlation_bound(Z, device="cuda", random_state=0) < 0.95
-    on_cuda = copy.deepcopy(trained).to("cuda")
-    values = [reconstruction_ms_ssim(dim, X[:200], X[200:], random_state=0) for dim in (trained, on_cuda)]
+    for bound in (functools.partial(mutual_information_bound, x), total_correlation_bound):
+        on_cpu, on_cuda = (bound(Z, device=device, random_state=0) for device in ("cpu", "cuda"))
+        assert on_cpu == pytest.approx(on_cuda, abs=0.15)
+    dims = [copy.deepcopy(trained).to(device) for device in ("cpu", "cuda")]
+    values = [reconstruction_ms_ssim(dim, X[:200], X[200:], random_state=0) for dim in dims]
     assert values[0] == pytest.approx(values[1], abs=0.05)
 
 
@@ -976,7 +978,7 @@ def test_an_embedding_that_is_constant_in_training_is_not_decoded(digits):
     X, _ = digits
     values = []
     for gain in (0, 1):
-        dim = DIMTransformer(9, encoder=Alarm(gain), max_epochs=0, random_state=0).fit(X[:100])
+        dim = DIMTransformer(9, encoder=Alarm(gain), max_epochs=0, device="cpu", random_state=0).fit(X[:100])
         assert np.ptp(dim.transform(X[:100])[:, 8]) == 0
         assert (np.ptp(dim.transform(X[100:] * 9)[:, 8]) > 0) == bool(gain)
         values.append(reconstruction_ms_ssim(dim, X[:100], X[100:] * 9, max_epochs=2, random_state=0))

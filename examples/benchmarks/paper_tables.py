@@ -121,7 +121,7 @@ def parse_arguments(argv):
         parser.error("the path of the images is needed, unless --print is given")
     taken = {"max_epochs", "random_state", "checkpoint_dir"}.union(*(ROWS[row] for row in arguments.rows))
     if overruled := taken & dict(arguments.set).keys():
-        parser.error(f"--set cannot change {', '.join(sorted(overruled))}: --rows, --budget and --seeds say what it is")
+        parser.error(f"--set cannot change {', '.join(sorted(overruled))}: the other options say what it is")
     if arguments.checkpoints is not None and not arguments.budget.endswith("ep"):
         parser.error("--checkpoints needs a budget in epochs: timed again, seconds are another number of them")
     return arguments

@@ -428,6 +428,8 @@ def section_f(arguments):
     for params in ({}, {"batch_size": 512}):
         dim = trained_net(512, **params)
         batch = standardized_batches(dim, dim.batch_size, dim.batch_size)[0]
+        dim.net_.module_.train()
+        dim.net_.update(batch)
         with Roofline(half, copying) as roofline:
             dim.net_.update(batch)
         # The last epochs, because setting up is not what is asked about.

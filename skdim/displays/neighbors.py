@@ -81,8 +81,12 @@ class NeighborsDisplay:
         dim, (X_query, X) = find_transformer(estimator, X_query, X, name=cls.__name__)
         images, query_images = images_of(dim, X), images_of(dim, X_query)
         search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric)
-        # Among as many points of a plane, so that what does not suit is refused before images are embedded.
-        search.fit(np.zeros((len(images), 2))).kneighbors(np.zeros((1, 2)))
+        # Of one point, so that parameters are refused before images are embedded.
+        search.fit(np.zeros((1, dim._n_features_out)))
+        if n_neighbors > len(images):
+            raise ValueError(
+                f"n_neighbors must be at most the number of images in X, {len(images)}, got {n_neighbors}."
+            )
         distances, indices = search.fit(embed(dim, X)).kneighbors(embed(dim, X_query))
         # Together, so that they are scaled alike.
         found = pixel_values(images, indices.ravel())

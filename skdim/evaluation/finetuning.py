@@ -63,8 +63,8 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         Most passes over the images.
 
     patience : int, default=10
-        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth. The weights with
-        the lowest one are kept.
+        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth of it. The weights
+        of the last epoch that has are kept.
 
     validation_fraction : float, default=0.1
         Share of the images that decides when to stop.

@@ -137,9 +137,9 @@ def total_correlation_bound(
 
     .. math:: D(p(z) \,\|\, \prod_j p(z_j)) \ge E_{p(z)}[T(z)] - \log E_{\prod_j p(z_j)}[e^{T(z)}],
 
-    which is 0 where the dimensions are independent. It is trained and measured as in `mutual_information_bound`, on a
-    fifth of the samples. Where there are fewer of these than dimensions, some dimensions come from the same sample, and
-    the bound is a looser one.
+    which is 0 where the dimensions are independent. It is trained and measured as in `mutual_information_bound`, in
+    batches of at most 512 samples. Where a batch has fewer samples than dimensions, some dimensions come from the same
+    sample, and the bound is a looser one.
 
     Parameters
     ----------

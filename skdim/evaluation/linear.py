@@ -79,7 +79,7 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     intercept_ : ndarray of shape (n_classes,), float32
         Intercepts.
     mean_, scale_ : ndarray of shape (n_features,), float32
-        With which features are standardised.
+        With which features are standardised; the scale of a constant one is 1, as it has no weight.
     n_iter_ : int
         Iterations of the last fit, to all samples.
     n_features_in_ : int
@@ -172,7 +172,7 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
             solution, self.n_iter_ = self._minimize(samples, targets, self.C_, start)
             weights = solution.astype(np.float32)
             coef = weights[:, :-1] if basis is None else weights[:, :-1] @ basis.cpu().numpy().T
-            self.coef_, self.intercept_ = coef, weights[:, -1]
+            self.coef_, self.intercept_ = np.ascontiguousarray(coef), weights[:, -1].copy()
             self.mean_, self.scale_ = mean.cpu().numpy(), scale.cpu().numpy()
         return self
 

@@ -184,7 +184,7 @@ def train(
     max_epochs : int
         Most epochs.
     patience : int
-        Epochs without a lower validation loss after which training stops.
+        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth of it.
     device : torch.device
         Where to train.
     random_state : RandomState

@@ -35,8 +35,8 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
 
     The default has the network of the paper's non-linear probe: one hidden layer of 200 units with batch norm, ReLU and
     dropout. It is a `skorch.NeuralNetClassifier` trained by Adam on the cross-entropy of its logits; training stops
-    when the loss on a split of the training samples has not fallen, by more than a ten-thousandth, for `patience`
-    epochs, and the weights with the lowest one are kept. The samples of the split, a tenth, count in the
+    when the loss on a split of the training samples has not fallen, by a ten-thousandth of it at least, for `patience`
+    epochs, and the weights of the last epoch in which it has are kept. The samples of the split, a tenth, count in the
     standardisation, and else only decide when to stop.
 
     Parameters
@@ -60,7 +60,7 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         Most passes over the samples.
 
     patience : int, default=5
-        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth.
+        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth of it.
 
     validation_fraction : float, default=0.1
         Share of the training samples that decides when to stop.

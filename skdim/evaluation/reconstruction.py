@@ -50,7 +50,7 @@ def ms_ssim(first: Tensor, second: Tensor, *, data_range: float) -> Tensor:
     Parameters
     ----------
     first, second : Tensor of shape (N, C, H, W)
-        Floating-point images, at least 3 x 3, on one device.
+        Floating-point images, at least 3 x 3, on one device, which must know float64.
     data_range : float
         Largest value an image can have less the smallest: 255 for bytes, 1 for bytes over 255.
 
