@@ -127,6 +127,8 @@ class SavedBytes:
 
 def measure(size, n_images, batch_size):
     """Measure the defaults on images of one size."""
+    # A step as a GPU makes it: with as many scores at once.
+    MAX_PAIR_ELEMENTS["cpu"] = MAX_PAIR_ELEMENTS["cuda"]
     n = max(batch_size, n_images * 32**2 // size**2)
     X = noise(n, size)
     dim = DIMTransformer(max_epochs=1, batch_size=batch_size, device="cpu", random_state=0).fit(X)
