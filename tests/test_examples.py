@@ -16,6 +16,7 @@ from sklearn import datasets, feature_extraction
 
 from skdim import DIMTransformer
 from skdim.evaluation import retrieval_scorer
+from skdim.model import MAX_PAIR_ELEMENTS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -123,6 +124,8 @@ def test_the_page_on_probes_takes_cifar10(monkeypatch):
 def test_scaling_counts_the_network_and_prints_the_rows_of_its_page(monkeypatch, capsys):
     benchmarks = EXAMPLES / "benchmarks"
     monkeypatch.syspath_prepend(benchmarks)
+    # The script sets it: what it was comes back.
+    monkeypatch.setitem(MAX_PAIR_ELEMENTS, "cpu", MAX_PAIR_ELEMENTS["cpu"])
     monkeypatch.setattr(sys, "argv", ["scaling.py", "--sizes", "32", "--n-images", "128", "--price", "3600"])
     runpy.run_path(str(benchmarks / "scaling.py"), run_name="__main__")
     output = capsys.readouterr().out
