@@ -156,7 +156,7 @@ def measure(params, seed, with_information, X_train, y_train, X_test, y_test):
     trained = time.perf_counter()
     # Those of epochs before an interruption are in the history too.
     seconds = sum(epoch["seconds"] for epoch in dim.history_)
-    result = {"epochs": dim.n_iter_, "training_seconds": round(seconds, 1)}
+    result = {"epochs": dim.n_iter_, "training_seconds": round(seconds, 3)}
     print(f"trained {dim.n_iter_} epochs in {seconds:.1f} s", flush=True)
     device = str(dim.device_)
     probes = {
