@@ -88,9 +88,10 @@ def assert_equals_one_process(together, alone):
         for weight, values in expected["state"].items():
             error = (found["state"][weight] - values).double()
             if "optimizer" not in weight:
-                # A hundredth of what Adam adds in a step; of single weights, whose gradient is next to 0, it may add
-                # another part where sums are rounded in another order.
-                assert error.square().mean().sqrt() < 2e-5 + 1e-4 * values.abs().max(), (name, weight, error)
+                # A hundredth of what Adam adds in a step; to one weight in ten thousand, whose gradient is next to 0,
+                # it may add another part where sums are rounded in another order.
+                differs = error.abs() >= 2e-5 + 1e-4 * values.abs().max()
+                assert differs.sum() <= 1e-4 * error.numel(), (name, weight, error)
 
 
 @pytest.mark.parametrize("size", [2, 4])
