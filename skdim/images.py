@@ -114,7 +114,8 @@ def check_images(
     Parameters
     ----------
     estimator : BaseEstimator
-        Named in the messages; with `reset`, gets ``n_features_in_`` and ``feature_names_in_``.
+        Named in the messages; with `reset`, gets ``n_features_in_``, ``feature_names_in_`` and ``_channels_last``,
+        whether its images had their channels last.
     X : array-like
         Flat rows (n, p) or images (n, C, H, W), (n, H, W, C) or (n, H, W); a NumPy array, DataFrame, torch tensor,
         list of arrays or anything that converts to an array. uint8 and float32 are kept, other types become float32.
@@ -124,7 +125,8 @@ def check_images(
     image_shape : tuple of int or None
         Channels, height and width, where known.
     data_format : {"auto", "channels_first", "channels_last"}
-        Order of the axes of an image, in flat rows too (where "auto" means "channels_first").
+        Order of the axes of an image, in flat rows too, where "auto" means "channels_first", and is refused after a fit
+        on images that had their channels last.
     reset : bool
         Whether this is a first fit, which sets the shape.
     min_samples : int, default=1
@@ -168,19 +170,26 @@ def check_images(
     if ndim < 3:
         if image_shape is not None:
             refuse_one_image(getattr(X, "shape", ()), image_shape, name)
+        if not reset and data_format == "auto" and getattr(estimator, "_channels_last", False):
+            raise ValueError(
+                f"X has flat rows, but {name} was fitted on images with their channels last, (n, H, W, C): set "
+                "data_format to 'channels_last' if these are such images, flattened, or to 'channels_first' if they "
+                "were (n, C, H, W)."
+            )
         flat = _validate(estimator, X, reset, min_samples)
         shape = image_shape or guess_shape(flat)
         if prod(shape) != flat.shape[1]:
             raise ValueError(
                 f"cannot reshape {flat.shape[1]} features to image_shape={shape}, which has {prod(shape)}."
             )
-        channels_last = data_format == "channels_last"
+        channels_last = given_last = data_format == "channels_last"
     else:
         if 0 in X.shape[1:]:
             raise ValueError(
                 f"Found array with 0 feature(s) (shape={X.shape}) while a minimum of 1 is required by {name}."
             )
         shape, channels_last = infer_layout(X.shape, image_shape, data_format, name)
+        given_last = channels_last
         if not channels_last and isinstance(X, np.ndarray) and X.ndim == 4 and not X.flags.c_contiguous:
             in_memory = X.transpose(0, 2, 3, 1)
             if in_memory.flags.c_contiguous:
@@ -188,6 +197,9 @@ def check_images(
                 X, channels_last = in_memory, True
         flat = _validate(estimator, X.reshape(len(X), prod(X.shape[1:])), reset, min_samples)
     channels, height, width = shape
+    if reset:
+        # With one channel, or one pixel, either order is the same.
+        estimator._channels_last = given_last and channels > 1 and height * width > 1
     stored = (height, width, channels) if channels_last else shape
     return Images(flat.reshape(len(flat), *stored), shape, channels_last)
 
@@ -232,7 +244,9 @@ def _validate(estimator: BaseEstimator, X: Any, reset: bool, min_samples: int) -
 
 def _first_not_finite(X: Any) -> int | None:
     with np.errstate(over="ignore"), suppress(TypeError, ValueError):
-        for index, row in enumerate(np.asarray(X)):
+        # A DataFrame's own missing values are no numbers.
+        rows = X.to_numpy(np.float32, na_value=np.nan) if hasattr(X, "to_numpy") else np.asarray(X)
+        for index, row in enumerate(rows):
             if not np.isfinite(np.asarray(row, dtype=np.float32)).all():
                 return index
     return None

@@ -38,8 +38,8 @@ __all__ = ["FittedModel", "InvalidFileError", "load_model", "restore_encoder", "
 FORMAT = 1
 KEYS = frozenset(
     [
-        *("format", "class", "params", "encoder", "encoder_options", "width", "image_shape", "trained_on_uint8"),
-        *("history", "feature_names", "versions"),
+        *("format", "class", "params", "encoder", "encoder_options", "width", "image_shape", "channels_last"),
+        *("trained_on_uint8", "history", "feature_names", "versions"),
     ]
 )
 VERSIONS = {"skdim": __version__, "torch": str(torch.__version__), "scikit-learn": sklearn.__version__}
@@ -69,6 +69,8 @@ class FittedModel:
         As `skdim.encoders.layer_shapes` gives them.
     image_shape : tuple of int
         Channels, height and width.
+    channels_last : bool
+        Whether images came with their channels last, so that flat rows need a `data_format`.
     mean, std : ndarray of shape (C,), float32
         Statistics of the training images.
     trained_on_uint8 : bool
@@ -85,6 +87,7 @@ class FittedModel:
     encoder_options: dict[str, bool]
     layer_shapes: dict[str, tuple[int, ...]]
     image_shape: ImageShape
+    channels_last: bool
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     trained_on_uint8: bool
@@ -196,6 +199,7 @@ def save_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator
         "encoder_options": model.encoder_options,
         "width": model.layer_shapes["embedding"][0],
         "image_shape": model.image_shape,
+        "channels_last": model.channels_last,
         "trained_on_uint8": model.trained_on_uint8,
         "history": model.history,
         "feature_names": model.feature_names,
@@ -275,6 +279,7 @@ def _read(file: BinaryIO, estimator_class: type[BaseEstimator], encoder: Any) ->
         encoder_options=options,
         layer_shapes=shapes,
         image_shape=image_shape,
+        channels_last=content["channels_last"],
         mean=mean,
         std=std,
         trained_on_uint8=content["trained_on_uint8"],
@@ -303,6 +308,8 @@ def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]
         )
     if content.get("class") != estimator_class.__name__:
         raise InvalidFileError(f"it holds a {reprlib.repr(content.get('class'))}")
+    # Files of before there was such an entry do not say.
+    content.setdefault("channels_last", False)
     check_names(content, KEYS, "metadata entry")
     shape, names, encoder = content["image_shape"], content["feature_names"], content["encoder"]
     versions, options = content["versions"], content["encoder_options"]
@@ -313,6 +320,7 @@ def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]
         and all(isinstance(value, bool) for value in options.values()),
         "width": _is_positive_int(content["width"]),
         "image_shape": isinstance(shape, list) and len(shape) == 3 and all(map(_is_positive_int, shape)),
+        "channels_last": isinstance(content["channels_last"], bool),
         "trained_on_uint8": isinstance(content["trained_on_uint8"], bool),
         "history": _is_history(content["history"]),
         "feature_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),

@@ -7,18 +7,30 @@ from numpy.typing import NDArray
 
 from skdim.images import Images
 
-__all__ = ["as_pictures", "mosaic", "pixel_values", "principal_colors", "to_rgb"]
+__all__ = ["Pictures", "mosaic", "pixel_values", "principal_colors", "to_rgb"]
 
 
-def pixel_values(images: Images, rows: Any = slice(None)) -> NDArray[Any]:
+def pixel_values(images: Images, rows: Any) -> NDArray[Any]:
     """Images of shape (n, height, width, C) as floats, bytes scaled to [0, 1]."""
     values = images.take(rows).permute(0, 2, 3, 1).numpy()
     return values / np.float32(255) if values.dtype == np.uint8 else values
 
 
-def as_pictures(images: Images) -> NDArray[Any]:
-    """Images (n, height, width, 3) in [0, 1]."""
-    return to_rgb(pixel_values(images))
+class Pictures:
+    """Images as pictures in [0, 1], made of those that are asked for, which are scaled alike.
+
+    Parameters
+    ----------
+    images : Images
+        The images.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        """Picture some images, as an array of shape (len(rows), height, width, 3)."""
+        return to_rgb(pixel_values(self.images, rows))
 
 
 def to_rgb(values: NDArray[Any]) -> NDArray[Any]:

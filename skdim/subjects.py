@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from skdim.images import Images, check_images
 from skdim.transformer import DIMTransformer
 
-__all__ = ["check_number_of_labels", "embed", "find_transformer", "images_of", "unfrozen"]
+__all__ = ["check_number_of_labels", "embed", "find_transformer", "images_of", "is_missing", "unfrozen"]
 
 
 def find_transformer(estimator: Any, *inputs: Any, name: str) -> tuple[DIMTransformer, list[Any]]:
@@ -103,6 +103,13 @@ def check_number_of_labels(X: Any, labels: NDArray[Any]) -> None:
     # The length of a path tells nothing, that of a DataLoader is in batches.
     if isinstance(X, Sized) and not isinstance(X, str | bytes | DataLoader):
         check_consistent_length(X, labels)
+
+
+def is_missing(label: Any) -> bool:
+    """Tell None, NaN and pandas' NA and NaT from labels."""
+    # pandas need not be installed.
+    is_nan = isinstance(label, float | np.floating) and bool(np.isnan(label))
+    return label is None or is_nan or type(label).__name__ in ("NAType", "NaTType")
 
 
 def embed(transformer: Any, X: Any) -> NDArray[Any]:

@@ -97,7 +97,8 @@ class DIMTransformer(
 
     data_format : {"auto", "channels_first", "channels_last"}, default="auto"
         Order of the axes of an image. "auto" finds the channels of (n, C, H, W) and (n, H, W, C) arrays where only
-        one reading is sensible, and takes flat rows as channels first.
+        one reading is sensible, and takes flat rows as channels first, unless `fit` has seen (n, H, W, C) arrays: which
+        they are must then be said.
 
     encoder : {"dcgan", "stride1", "alexnet", "resnet", "resnet_folded"}, nn.Module or callable, default="dcgan"
         The network. "dcgan" is the paper's for small images, "alexnet" the one for 64 x 64 images, "resnet" the
@@ -683,6 +684,7 @@ class DIMTransformer(
             encoder_options=self._encoder_options,
             layer_shapes=self._layer_shapes,
             image_shape=self.image_shape_,
+            channels_last=self._channels_last,
             mean=self.mean_,
             std=self.std_,
             trained_on_uint8=self._trained_on_uint8,
@@ -766,7 +768,7 @@ class DIMTransformer(
         dim = cls(**model.params)
         dim.encoder_ = model.encoder
         dim.device_ = resolved
-        dim.image_shape_ = model.image_shape
+        dim.image_shape_, dim._channels_last = model.image_shape, model.channels_last
         dim.n_features_in_ = prod(model.image_shape)
         if model.feature_names is not None:
             dim.feature_names_in_ = np.array(model.feature_names, dtype=object)
@@ -1068,7 +1070,7 @@ class DIMTransformer(
     def _get_encoder_options(self) -> dict[str, bool]:
         """Name what the network depends on beside the encoder and its width."""
         is_normal_by_noise = bool(self.prior_weight) and self.prior == "normal" and self.prior_matching == "noise"
-        return {"multiple_globals": self.multiple_globals, "standardized": is_normal_by_noise}
+        return {"multiple_globals": bool(self.multiple_globals), "standardized": is_normal_by_noise}
 
     def _check_images(self, X: Any, *, reset: bool, min_samples: int = 1) -> Images | LoadedImages:
         shape = self.image_shape if reset else self.image_shape_

@@ -283,6 +283,40 @@ def test_rows_of_several_channels_that_are_as_wide_as_those_of_a_grey_square_are
             DIMTransformer(n_components=2, max_epochs=0).fit(grey)
 
 
+@pytest.mark.parametrize("n_channels", [2, 3])
+def test_flat_rows_after_images_with_their_channels_last_must_say_which_they_are(tmp_path, n_channels):
+    X = RNG.random((20, 8, 8, n_channels)).astype(np.float32)
+    dim = DIMTransformer(n_components=2, max_epochs=0, random_state=0).fit(X)
+    dim.save(tmp_path / "dim.safetensors")
+    expected = dim.transform(X)
+    for each in (dim, pickle.loads(pickle.dumps(dim)), DIMTransformer.load(tmp_path / "dim.safetensors")):
+        for work in (each.transform, each.partial_fit):
+            refuses(work, X.reshape(20, -1), ValueError, "was fitted on images with their channels last")
+        assert np.array_equal(each.transform(X), expected)
+        for data_format, images in (("channels_last", X), ("channels_first", X.transpose(0, 3, 1, 2))):
+            each.set_params(data_format=data_format)
+            np.testing.assert_allclose(each.transform(images.reshape(20, -1)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_flat_rows_that_can_be_read_in_one_way_only_are_taken():
+    X = RNG.random((20, 8, 8, 3)).astype(np.float32)
+    # Images in the memory of others with their channels last, of one channel, and rows from the start.
+    for images in (X.transpose(0, 3, 1, 2), X[..., :1], X[..., 0], X.transpose(0, 3, 1, 2).reshape(20, -1)):
+        dim = DIMTransformer(n_components=2, max_epochs=0, random_state=0, image_shape=None)
+        if images.ndim == 2:
+            dim.set_params(image_shape=(3, 8, 8))
+        dim.fit(images)
+        np.testing.assert_allclose(dim.transform(images.reshape(20, -1)), dim.transform(images), rtol=1e-5, atol=1e-6)
+
+
+def test_missing_values_of_a_dataframe_name_their_image():
+    pandas = pytest.importorskip("pandas")
+    for dtype in ("float64", "Float64", "Int64"):
+        frame = pandas.DataFrame(np.arange(80.0).reshape(5, 16)).astype(dtype)
+        frame.iloc[3, 2] = pandas.NA if dtype[0].isupper() else np.nan
+        refuses(DIMTransformer(max_epochs=0).fit, frame, ValueError, "Input X contains NaN, in image 3")
+
+
 def test_warnings_name_the_users_line_whatever_lies_between():
     def dim():
         return DIMTransformer(n_components=2, max_epochs=0)

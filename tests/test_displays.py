@@ -1,5 +1,6 @@
 import pickle
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -120,10 +121,11 @@ def test_embedding_by_value_has_a_colour_bar(fitted, colour_images):
 
 
 def test_more_classes_than_colours_are_told_apart():
-    display = EmbeddingDisplay(np.random.default_rng(0).random((30, 2)), y=np.arange(30)).plot()
+    genes = [f"gene {i:02}" for i in range(80)]
+    display = EmbeddingDisplay(np.random.default_rng(0).random((80, 2)), y=genes).plot()
     drawn = display.ax_.collections
     looks = {(tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes()) for points in drawn}
-    assert len(looks) == 30
+    assert len(looks) == 80
 
 
 def test_many_classes_leave_room_for_the_points():
@@ -197,8 +199,25 @@ def test_thumbnails_are_the_images_and_do_not_overlap(fitted, colour_images):
     assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[:i])
     with pytest.raises(ValueError, match="n_thumbnails needs pictures"):
         EmbeddingDisplay(display.coordinates).plot(n_thumbnails=1)
-    with pytest.raises(ValueError, match="n_thumbnails must be at least 0, got -1"):
+    with pytest.raises(TypeError, match="n_thumbnails must be an instance of int, not str"):
+        EmbeddingDisplay.from_estimator(fitted, X, y, n_thumbnails="10")
+    with pytest.raises(ValueError, match="n_thumbnails == -1, must be >= 0"):
         EmbeddingDisplay.from_estimator(fitted, X, y, n_thumbnails=-1)
+
+
+def test_thumbnails_cost_no_picture_of_each_image(digits):
+    X = np.random.default_rng(0).integers(0, 255, (2000, 5, 64, 64), dtype=np.uint8)
+    dim = DIMTransformer(n_components=2, max_epochs=0, mi_units=4, random_state=0).fit(X[:20])
+    EmbeddingDisplay.from_estimator(dim, X[:20], n_thumbnails=1)
+    tracemalloc.start()
+    try:
+        display = EmbeddingDisplay.from_estimator(dim, X, n_thumbnails=5)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert display.thumbnails_
+    # Not even their bytes once more.
+    assert peak < X.nbytes / 2
 
 
 @pytest.mark.parametrize(("metric", "order"), [("manhattan", 1), ("euclidean", 2)])
@@ -310,7 +329,8 @@ def test_a_pipeline_stands_for_its_transformer_and_the_steps_before_it(fitted, c
     ):
         of_pipeline, of_step = (vars(display(*of)) for of in ((pipeline, X), (fitted, flipped)))
         for name in ("coordinates", "pictures", "queries", "neighbors", "indices", "scores"):
-            assert np.array_equal(of_pipeline.get(name), of_step.get(name))
+            first, second = (of[name][:] if of.get(name) is not None else None for of in (of_pipeline, of_step))
+            assert np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("estimator", [make_pipeline(StandardScaler()), GridSearchCV(small(), {})])
@@ -378,7 +398,7 @@ def test_labels_and_thumbnails_are_checked_before_images_are_embedded(fitted, co
     monkeypatch.setattr(DIMTransformer, "transform", None)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         EmbeddingDisplay.from_estimator(fitted, X, y[:7])
-    with pytest.raises(ValueError, match="n_thumbnails must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="n_thumbnails == -1, must be >= 0"):
         EmbeddingDisplay.from_estimator(fitted, X, n_thumbnails=-1)
 
 
@@ -463,6 +483,29 @@ def test_images_without_a_label_are_grey(missing):
     assert [text.get_text() for text in nothing.get_legend().get_texts()] == ["no label"]
 
 
+@pytest.mark.parametrize(
+    "labels", [np.array([1, 2, 1, 3]), np.array([True, False, False, True]), np.array(["a", "b", "a", "c"])]
+)
+def test_labels_of_numpys_types_beside_a_gap(labels):
+    ax = EmbeddingDisplay(np.zeros((5, 2)), y=[*labels, None]).plot().ax_
+    expected = ["no label", *map(str, np.unique(labels))]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == expected
+
+
+@pytest.mark.parametrize("to_labels", [list, "Int64"])
+def test_counts_with_gaps_have_a_colour_bar(to_labels):
+    counts = np.arange(60.0)
+    if to_labels == "Int64":
+        y = pytest.importorskip("pandas").Series(np.where(counts < 5, np.nan, counts), dtype="Int64")
+    else:
+        y = [None if count < 5 else count for count in counts]
+    display = EmbeddingDisplay(np.zeros((60, 2)), y=y).plot()
+    gaps, values = display.ax_.collections
+    assert len(gaps.get_offsets()) == 5
+    np.testing.assert_array_equal(values.get_array(), counts[5:])
+    assert display.figure_.axes[1].get_ylabel() == "y"
+
+
 def test_the_legend_has_classes_of_any_name():
     ax = EmbeddingDisplay(np.zeros((4, 2)), y=["", "_control", "$5", "treated"]).plot().ax_
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["''", "$5", "_control", "treated"]
@@ -471,7 +514,7 @@ def test_the_legend_has_classes_of_any_name():
 def test_thumbnails_are_of_all_classes_in_whatever_order_they_come(fitted, colour_images):
     X, _ = colour_images
     coordinates = np.random.default_rng(0).random((200, 2))
-    pictures = [X[0].transpose(1, 2, 0)] * 200
+    pictures = np.stack([X[0].transpose(1, 2, 0)] * 200)
     display = EmbeddingDisplay(coordinates, pictures=pictures).plot(n_thumbnails=10)
     assert len(display.thumbnails_) == 10
     assert max(display.thumbnails_) > 100

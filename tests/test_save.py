@@ -353,7 +353,7 @@ def test_parameters_of_every_plain_kind_and_the_network_they_call_for_are_kept(d
         negatives={"local": ("batch", "roll"), "global": "shuffle"},
         prior="normal",
         prior_matching="noise",
-        multiple_globals=True,
+        multiple_globals=np.True_,
         augmentation="standard",
         max_epochs=1,
         random_state=0,

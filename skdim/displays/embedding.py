@@ -1,5 +1,6 @@
 """Where images lie in the embedding."""
 
+from numbers import Integral, Number
 from typing import Any, Self
 
 import numpy as np
@@ -7,16 +8,16 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils import check_consistent_length, check_scalar, column_or_1d
 from sklearn.utils.multiclass import type_of_target
 
 from skdim.displays.figures import COLORS, MARKERS, get_axes, import_pyplot, legend_beside, with_defaults
-from skdim.pictures import as_pictures
-from skdim.subjects import check_number_of_labels, embed, find_transformer, images_of
+from skdim.pictures import Pictures
+from skdim.subjects import check_number_of_labels, embed, find_transformer, images_of, is_missing
 
 __all__ = ["EmbeddingDisplay"]
 
-# Integers that are read as classes; more are values.
+# Numbers without decimals that are read as classes; more are values.
 MAX_CLASSES = 48
 
 # Width of a thumbnail, in points.
@@ -31,8 +32,8 @@ class EmbeddingDisplay:
     coordinates : ndarray of shape (n, 2)
         Where to draw each image.
     y : array-like of shape (n,), default=None
-        Classes, which get a legend, or continuous values, which get a colour bar, as more than 48 different integers
-        do. Images whose entry is None, NaN or NA are drawn in grey, below the others.
+        Classes, which get a legend, or continuous values, which get a colour bar, as more than 48 different whole
+        numbers do. Images whose entry is None, NaN or NA are drawn in grey, below the others.
     pictures : ndarray of shape (n, height, width, 3), default=None
         The images, for thumbnails, in [0, 1].
     axis_labels : tuple of str, default=("", "")
@@ -53,7 +54,7 @@ class EmbeddingDisplay:
         coordinates: NDArray[Any],
         *,
         y: ArrayLike | None = None,
-        pictures: NDArray[Any] | None = None,
+        pictures: NDArray[Any] | Pictures | None = None,
         axis_labels: tuple[str, str] = ("", ""),
     ) -> None:
         self.coordinates = coordinates
@@ -107,7 +108,7 @@ class EmbeddingDisplay:
             If there is no such projection, it does not give two columns, the embeddings have a single dimension, there
             is a single image, or `y` is unfit.
         TypeError
-            If `projection` has no ``fit_transform``.
+            If `projection` has no ``fit_transform``, or `n_thumbnails` is no integer.
         """
         import_pyplot(f"{cls.__name__}.from_estimator")
         is_name = isinstance(projection, str)
@@ -140,7 +141,7 @@ class EmbeddingDisplay:
         coordinates = np.asarray(projection.fit_transform(Z))
         if coordinates.shape != (len(Z), 2):
             raise ValueError(f"projection must give two columns, got an array of shape {coordinates.shape}.")
-        pictures = as_pictures(images_of(dim, X)) if n_thumbnails else None
+        pictures = Pictures(images_of(dim, X)) if n_thumbnails else None
         display = cls(coordinates, y=y, pictures=pictures, axis_labels=axis_labels)
         return display.plot(n_thumbnails=n_thumbnails, ax=ax, **scatter_kwargs)
 
@@ -166,6 +167,8 @@ class EmbeddingDisplay:
         ------
         ValueError
             If coordinates, `y` or `n_thumbnails` are unfit, or there are no pictures for thumbnails.
+        TypeError
+            If `n_thumbnails` is no integer.
         """
         _check_n_thumbnails(n_thumbnails)
         if n_thumbnails and self.pictures is None:
@@ -193,8 +196,8 @@ class EmbeddingDisplay:
             frames[~known] = "lightgrey"
             classes.append(scatter(x[~known], y[~known], color="lightgrey", label="no label"))
             names.append("no label")
-            assert labels is not None
-            x, y, labels = x[known], y[known], labels[known]
+        x, y = x[known], y[known]
+        labels = None if labels is None else _of_one_type(labels[known])
         if labels is None:
             scatter(x, y, color=COLORS[0])
         elif not len(labels):
@@ -203,7 +206,8 @@ class EmbeddingDisplay:
             for i, label in enumerate(np.unique(labels)):
                 is_it = labels == label
                 frames[np.flatnonzero(known)[is_it]] = color = COLORS[i % len(COLORS)]
-                marker = MARKERS[i // 5 % len(MARKERS)]
+                # Each five classes have another one, and each time that colours and markers have come round.
+                marker = MARKERS[(i // 5 + i // 40) % len(MARKERS)]
                 classes.append(scatter(x[is_it], y[is_it], color=color, marker=marker, label=str(label)))
                 # An empty text is shown as Python shows it.
                 names.append(str(label) or repr(""))
@@ -222,6 +226,14 @@ class EmbeddingDisplay:
             return []
         from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
+        chosen = self._choose_thumbnails(n_thumbnails)
+        for i, picture in zip(chosen, self.pictures[np.array(chosen)], strict=True):
+            image = OffsetImage(picture, zoom=THUMBNAIL / max(picture.shape[:2]), interpolation="nearest")
+            frame = {"edgecolor": frames[i], "linewidth": 1.5}
+            self.ax_.add_artist(AnnotationBbox(image, self.coordinates[i], pad=0.1, bboxprops=frame))
+        return chosen
+
+    def _choose_thumbnails(self, n_thumbnails: int) -> list[int]:
         # Only once the layout is settled are distances on the page known.
         self.figure_.canvas.figure.draw_without_rendering()
         page = self.ax_.transData.transform(self.coordinates) * 72 / self.figure_.dpi
@@ -231,16 +243,11 @@ class EmbeddingDisplay:
             # The frame takes a quarter more.
             if len(chosen) < n_thumbnails and all(np.abs(page[j] - page[i]).max() > 1.25 * THUMBNAIL for j in chosen):
                 chosen.append(i)
-                picture = self.pictures[i]
-                image = OffsetImage(picture, zoom=THUMBNAIL / max(picture.shape[:2]), interpolation="nearest")
-                frame = {"edgecolor": frames[i], "linewidth": 1.5}
-                self.ax_.add_artist(AnnotationBbox(image, self.coordinates[i], pad=0.1, bboxprops=frame))
         return chosen
 
 
 def _check_n_thumbnails(n_thumbnails: int) -> None:
-    if n_thumbnails < 0:
-        raise ValueError(f"n_thumbnails must be at least 0, got {n_thumbnails}.")
+    check_scalar(n_thumbnails, "n_thumbnails", Integral, min_val=0)
 
 
 def _checked_labels(y: ArrayLike | None, coordinates: NDArray[Any]) -> NDArray[Any] | None:
@@ -252,11 +259,16 @@ def _checked_labels(y: ArrayLike | None, coordinates: NDArray[Any]) -> NDArray[A
 
 
 def _are_missing(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Find None, NaN and pandas' NA, which is neither equal to itself nor not."""
-    return np.array([each is None or (each != each) is not False for each in labels.tolist()], dtype=bool)
+    return np.array([is_missing(label) for label in labels.tolist()], dtype=bool)
+
+
+def _of_one_type(labels: NDArray[Any]) -> NDArray[Any]:
+    """Bring labels that a gap among them has made objects back to numbers or texts."""
+    are_plain = labels.dtype == object and all(isinstance(label, str | Number | np.generic) for label in labels)
+    return np.array(labels.tolist()) if are_plain else labels
 
 
 def _are_classes(labels: NDArray[Any]) -> bool:
     """Tell classes, which a legend lists, from values, and from numbers too many for a legend."""
-    is_listed = labels.dtype.kind not in "iu" or len(np.unique(labels)) <= MAX_CLASSES
+    is_listed = labels.dtype.kind not in "iuf" or len(np.unique(labels)) <= MAX_CLASSES
     return is_listed and type_of_target(labels) in ("binary", "multiclass")

@@ -90,7 +90,7 @@ class NeighborsDisplay:
         distances, indices = search.fit(embed(dim, X)).kneighbors(embed(dim, X_query))
         # Together, so that they are scaled alike.
         found = pixel_values(images, indices.ravel())
-        pictures = to_rgb(np.concatenate([pixel_values(query_images), found]))
+        pictures = to_rgb(np.concatenate([pixel_values(query_images, slice(None)), found]))
         queries, neighbors = np.split(pictures, [len(indices)])
         return cls(queries, neighbors.reshape(*indices.shape, *pictures.shape[1:]), indices, distances).plot(ax=ax)
 

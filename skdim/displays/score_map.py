@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator
 from skdim.batches import Standardizer
 from skdim.displays.figures import figure_size, get_axes, import_pyplot, remove_lines, with_defaults
 from skdim.inference import local_scores
-from skdim.pictures import as_pictures, mosaic
+from skdim.pictures import Pictures, mosaic
 from skdim.subjects import find_transformer, images_of
 
 __all__ = ["ScoreMapDisplay"]
@@ -86,7 +86,7 @@ class ScoreMapDisplay:
             raise ValueError("X has a single image: set background to the images to compare it with.")
         standardize = Standardizer(dim.mean_, dim.std_, dim.device_)
         scores = local_scores(dim.net_.module_, images, others, standardize)
-        return cls(as_pictures(images), scores.numpy()).plot(ax=ax, **image_kwargs)
+        return cls(Pictures(images)[:], scores.numpy()).plot(ax=ax, **image_kwargs)
 
     def plot(self, *, ax: Any = None, **image_kwargs: Any) -> Self:
         """Plot the images above their maps.

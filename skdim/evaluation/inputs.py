@@ -15,6 +15,7 @@ from sklearn.utils.validation import validate_data
 
 from skdim.images import CHUNK_BYTES
 from skdim.statistics import is_constant
+from skdim.subjects import is_missing
 
 __all__ = [
     "as_numpy",
@@ -123,13 +124,13 @@ def check_labels(y: Any, name: str) -> NDArray[Any]:
         raise ValueError(f"{name} requires y to be passed, but the target y is None.")
     if isinstance(y, list | tuple):
         # NumPy would make the text "nan" of a gap between texts.
-        y = np.array(y, dtype=object) if any(map(_is_missing, y)) else y
+        y = np.array(y, dtype=object) if any(map(is_missing, y)) else y
     y = column_or_1d(as_numpy(y), warn=True)
     if y.dtype.kind == "f":
         assert_all_finite(y, input_name="y")
     missing: Any = []
     if y.dtype.kind in "OmM":
-        missing = np.flatnonzero(np.isnat(y) if y.dtype.kind in "mM" else [_is_missing(label) for label in y])
+        missing = np.flatnonzero(np.isnat(y) if y.dtype.kind in "mM" else [is_missing(label) for label in y])
     if len(missing):
         raise ValueError(
             f"Input y contains {len(missing)} missing labels, the first of image {missing[0]}: {name} needs one for "
@@ -138,12 +139,6 @@ def check_labels(y: Any, name: str) -> NDArray[Any]:
     check_classification_targets(y)
     labels: NDArray[Any] = y
     return labels
-
-
-def _is_missing(label: Any) -> bool:
-    # pandas, which need not be installed, has values of its own.
-    is_nan = isinstance(label, float | np.floating) and bool(np.isnan(label))
-    return label is None or is_nan or type(label).__name__ in ("NAType", "NaTType")
 
 
 def encode_labels(y: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:

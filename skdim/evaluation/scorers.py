@@ -142,14 +142,15 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         raise ValueError(
             f"Found array with {len(images)} sample(s) while a minimum of {MIN_IMAGES} is required by retrieval_scorer."
         )
+    # Crops are arrays of their own, whose columns have no names.
+    dim = copy.copy(dim)
+    dim.data_format = "channels_first"
     if hasattr(dim, "feature_names_in_"):
-        # Crops are arrays, whose columns have no names.
-        dim = copy.copy(dim)
         del dim.feature_names_in_
     rng = np.random.RandomState(0)
     rows = rng.choice(len(images), min(len(images), MAX_IMAGES), replace=False)
     with usual_torch(torch.device("cpu")):
-        crops = np.stack([embed(dim, _crops(images, rows, rng, dim.data_format)) for _ in range(2)])
+        crops = np.stack([embed(dim, _Crops(images, rows, rng)) for _ in range(2)])
     halves = np.array_split(crops.astype(np.float64), 2, axis=1)
     return float(np.mean([_retrieval(*halves), _retrieval(*halves[::-1])]))
 
@@ -174,19 +175,22 @@ def _retrieval(learned_on: NDArray[np.float64], scored_on: NDArray[np.float64]) 
     return (_mean_reciprocal_rank(similarity) + _mean_reciprocal_rank(similarity.T)) / 2
 
 
-def _crops(images: Images, rows: NDArray[np.int64], rng: np.random.RandomState, data_format: str) -> Any:
-    """Cut a random part out of each image and scale it to the image's size; flat rows, of the dtype of the images."""
-    side = rng.uniform(*CROP_SIDES, len(rows))
-    center = (1 - side[:, None]) * rng.uniform(-1, 1, (len(rows), 2))
-    theta = np.zeros((len(rows), 2, 3), dtype=np.float32)
-    theta[:, 0, 0] = theta[:, 1, 1] = side
-    theta[:, :, 2] = center
-    batch = images.take(rows)
-    grid = affine_grid(torch.from_numpy(theta), list(batch.shape), align_corners=False)
-    crops = grid_sample(batch.float(), grid, padding_mode="border", align_corners=False)
-    if batch.dtype == torch.uint8:
-        crops = crops.round().to(torch.uint8)
-    return (crops.permute(0, 2, 3, 1) if data_format == "channels_last" else crops).flatten(1).numpy()
+class _Crops:
+    """A random part of each image, scaled to the image's size: an array, as far as reading goes, of crops as needed."""
+
+    def __init__(self, images: Images, rows: NDArray[np.int64], rng: np.random.RandomState) -> None:
+        self.images, self.rows = images, rows
+        self.shape, self.dtype = (len(rows), *images.shape), images.dtype
+        side = rng.uniform(*CROP_SIDES, len(rows))
+        self.theta = torch.zeros(len(rows), 2, 3)
+        self.theta[:, 0, 0] = self.theta[:, 1, 1] = torch.from_numpy(side)
+        self.theta[:, :, 2] = torch.from_numpy((1 - side[:, None]) * rng.uniform(-1, 1, (len(rows), 2)))
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        batch = self.images.take(self.rows[rows])
+        grid = affine_grid(self.theta[rows], list(batch.shape), align_corners=False)
+        crops = grid_sample(batch.float(), grid, padding_mode="border", align_corners=False)
+        return (crops.round().to(torch.uint8) if batch.dtype == torch.uint8 else crops).numpy()
 
 
 def _unit_rows(Z: NDArray[np.float64]) -> NDArray[np.float64]:
