@@ -16,6 +16,7 @@ from skdim.layouts import ImageShape
 
 __all__ = [
     "available_device",
+    "check_precision",
     "full_float32",
     "heed_fork",
     "is_out_of_memory",
@@ -33,6 +34,8 @@ OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    # Of cuDNN's ways to compute a convolution, where none finds room for what it works in.
+    "unable to find an engine to execute this computation",
     "can't allocate memory",
 )
 
@@ -117,6 +120,28 @@ def resolve_precision(precision: str, device: torch.device, shape: ImageShape) -
         is_bfloat16 = _has_bfloat16(device) and not (device.type == "cpu" and _may_be_thin(shape))
         precision = "bfloat16" if is_bfloat16 else "float32"
     return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse bfloat16 on a GPU that has no convolutions in it.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16"}
+        The parameter.
+    device : torch.device
+        Where training runs.
+
+    Raises
+    ------
+    ValueError
+        If the device can't train in that precision.
+    """
+    if precision == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
+        raise ValueError(
+            f"precision='bfloat16' needs a GPU of compute capability 8.0 at least, {device} has "
+            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}: use 'auto' or 'float32'."
+        )
 
 
 def _may_be_thin(shape: ImageShape) -> bool:

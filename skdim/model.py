@@ -213,6 +213,8 @@ class InfoMaxModel(nn.Module):
             for view, of_view in enumerate(others)
             for of_scheme in of_view
         ]
+        if len(results) == 1:
+            return results[0]
         bounds = [bound for _, bound in results if bound is not None]
         return torch.stack([loss for loss, _ in results]).mean(), torch.stack(bounds).mean() if bounds else None
 
@@ -399,8 +401,7 @@ def contrast(
 
 
 def _take_view(values: Tensor, view: int, n_views: int) -> Tensor:
-    n_images = len(values) // n_views
-    return values[view * n_images : (view + 1) * n_images]
+    return values if n_views == 1 else values.chunk(n_views)[view]
 
 
 def _take_locations(features: Tensor, chosen: Tensor) -> Tensor:
@@ -436,13 +437,21 @@ def _meet_all_images(
 
     def meet(maps: Tensor, vectors: Tensor, start: int) -> tuple[Tensor, Tensor]:
         scores = _at_least_float32(critic.score_all(maps, vectors))
-        # The rows of embeddings of this process' own images.
-        own_rows = (min(max(n_globals * image - start, 0), len(vectors)) for image in (first, first + n_images))
-        row = torch.arange(*own_rows, device=scores.device)
-        own = (row + start) // n_globals - first
-        positive = scores[row, own]
-        # Not an assignment of a number, for which the device would wait.
-        scores.index_put_((row, own), scores.new_full((), -torch.inf))
+        # Without the graph, for which excluding pairs is nothing: no gradient comes out of a score of -inf.
+        excluded = scores.detach()
+        if n_globals == 1:
+            # Embeddings of this process' own images with those images. As a view, because indices take a GPU some
+            # twenty kernels more, most of them in the backward pass.
+            positive = scores.diagonal(start - first).T.clone()
+            excluded.diagonal(start - first).fill_(-torch.inf)
+        else:
+            # A part may begin and end within the embeddings of an image.
+            own_rows = (min(max(n_globals * image - start, 0), len(vectors)) for image in (first, first + n_images))
+            row = torch.arange(*own_rows, device=scores.device)
+            own = (row + start) // n_globals - first
+            positive = scores[row, own]
+            # Not an assignment of a number, for which the device would wait.
+            excluded.index_put_((row, own), scores.new_full((), -torch.inf))
         return positive, objective.reduce(scores.flatten(1), n_negatives)
 
     if n_rows >= len(vectors):

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import reduce
 from itertools import chain
 from typing import Any
 
@@ -54,7 +55,7 @@ class WeightedSum(torch.nn.Module):
         self.weights: dict[str, float] = {}
 
     def forward(self, terms: dict[str, Tensor]) -> Tensor:
-        return sum((self.weights[name] * term for name, term in terms.items()), torch.zeros(()))
+        return reduce(torch.add, (self.weights[name] * term for name, term in terms.items()))
 
 
 class DIMNet(NeuralNet):
@@ -455,12 +456,11 @@ class DIMNet(NeuralNet):
         augment = self.augmentation
         # Copies, because an augmentation may work in place.
         views = [batch] if augment is None else [augment(batch.clone(), self.own_generator) for _ in range(2)]
-        try:
-            with torch.autocast(batch.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                terms, report, embedding = model(views, self.generator)
-        finally:
-            # Weights in bfloat16 that are kept for a second use; only the outermost autocast drops them by itself.
-            torch.clear_autocast_cache()
+        is_reduced = self.autocast_dtype is not None
+        # No weights in bfloat16 are kept for a second use: those that the backward pass makes, where it computes scores
+        # again, would serve the next step, and gradients of all uses would add up in bfloat16.
+        with torch.autocast(batch.device.type, dtype=self.autocast_dtype, enabled=is_reduced, cache_enabled=False):
+            terms, report, embedding = model(views, self.generator)
         if model.prior is not None:
             # The prior's small networks stay in float32: their losses differ by less than bfloat16 resolves.
             report["prior_discriminator"] = self._step_prior_discriminator(embedding)

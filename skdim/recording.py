@@ -130,7 +130,8 @@ class RecordedStep:
         try:
             self._replay = record(work, self.generators, batch.device)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            # What then ends the recording may say no more than that it has failed.
+            if not any(each is not None and is_out_of_memory(each) for each in (error, error.__context__)):
                 raise
             # Nothing has run, so no step is lost: training goes on as it is.
             self._is_too_large = True

@@ -27,6 +27,7 @@ from skdim.callbacks import check_callbacks
 from skdim.checkpoints import Checkpoints
 from skdim.devices import (
     available_device,
+    check_precision,
     heed_fork,
     is_out_of_memory,
     limited_threads,
@@ -801,6 +802,7 @@ class DIMTransformer(
             device = resolve_device(local_device(self.device) if self.distributed else self.device)
             group = stack.enter_context(join(device)) if self.distributed else ALONE
             with group.together():
+                check_precision(self.precision, device)
                 negatives = self._check_objective(weights)
                 check_callbacks(self.callbacks, lr_schedule)
                 images = self._check_training_images(X, checkpoint_dir, go_on=go_on)

@@ -317,6 +317,13 @@ def test_missing_values_of_a_dataframe_name_their_image():
         refuses(DIMTransformer(max_epochs=0).fit, frame, ValueError, "Input X contains NaN, in image 3")
 
 
+def test_bfloat16_is_refused_on_a_gpu_that_has_no_convolutions_in_it(monkeypatch):
+    monkeypatch.setattr("skdim.transformer.resolve_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    dim = DIMTransformer(precision="bfloat16", device="cuda")
+    refuses(dim.fit, RNG.random((4, 64)), ValueError, "needs a GPU of compute capability 8.0 at least, cuda has 7.5")
+
+
 def test_warnings_name_the_users_line_whatever_lies_between():
     def dim():
         return DIMTransformer(n_components=2, max_epochs=0)
