@@ -27,7 +27,6 @@ __all__ = [
     "acts_on_gradients",
     "callback_state",
     "check_callbacks",
-    "ends_training",
     "load_callback",
 ]
 
@@ -129,14 +128,6 @@ def acts_on_batches(callback: Callback) -> bool:
         return callback.step_every == "batch"
     idle = IDLE_HOOKS if getattr(callback, "log_on_batch_end", True) else IDLE_HOOKS | LOGGER_HOOKS
     return any(getattr(type(callback), hook) not in idle for hook in ("on_batch_begin", "on_batch_end"))
-
-
-def ends_training(error: BaseException) -> bool:
-    """Tell a callback that ends training from a user who interrupts it."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "") == EarlyStopping.__module__
 
 
 def callback_state(callback: Callback) -> dict[str, Any]:

@@ -134,10 +134,10 @@ class Checkpoints:
     def _paths(self) -> list[Path]:
         """Checkpoints, newest first."""
         paths = (path for path in self.folder.glob("epoch-*.safetensors") if FILE_NAME.fullmatch(path.name))
-        return sorted(paths, reverse=True)
+        return sorted(paths, key=_epoch, reverse=True)
 
     def _remove_older_than(self, path: Path) -> None:
-        older = [other for other in self._paths() if other < path]
+        older = [other for other in self._paths() if _epoch(other) < _epoch(path)]
         for superseded in older[N_KEPT - 1 :]:
             superseded.unlink()
 
@@ -199,3 +199,8 @@ class Checkpoints:
                 f"checkpoint_dir={str(self.folder)!r} holds the training of other {what} ({differences}). Use another "
                 "directory, or empty this one to start anew."
             )
+
+
+def _epoch(path: Path) -> int:
+    """Read how many epochs were trained from a checkpoint's name, which sorts so up to a million only."""
+    return int(path.stem.removeprefix("epoch-"))

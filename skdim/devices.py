@@ -157,7 +157,7 @@ def _may_be_thin(shape: ImageShape) -> bool:
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # torch has no public question for this; without it float32 is the safe answer.
+    # torch has no public question for this before 2.13; without it float32 is the safe answer.
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 

@@ -164,7 +164,7 @@ class FitTask(Callback):
             raise StopTraining
 
     def on_train_end(self, net: Any, **_: Any) -> None:
-        # Where another callback has stopped training, the last epoch is still open.
+        # Where a callback has stopped training at a batch, the last epoch is still open.
         self._end_epoch(net)
 
     def _end_epoch(self, net: Any) -> bool:

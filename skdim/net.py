@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 
 from skdim.batches import Batches
-from skdim.callbacks import acts_on_batches, acts_on_gradients, callback_state, ends_training, load_callback
+from skdim.callbacks import acts_on_batches, acts_on_gradients, callback_state, load_callback
 from skdim.checkpoints import Checkpoints
 from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
@@ -232,7 +232,7 @@ class DIMNet(NeuralNet):
         return super().__getstate__() | {"_recorded_step": None}
 
     def _every_optimizer(self) -> list[torch.optim.Optimizer]:
-        return [getattr(self, name + "_") for name in self._optimizers]
+        return [self.optimizer_] if self.module_.prior is None else [self.optimizer_, self.prior_optimizer_]
 
     def _choose_step(self) -> None:
         """Record the step, or record it anew, or not at all: as callbacks and what they have changed want it."""
@@ -285,26 +285,29 @@ class DIMNet(NeuralNet):
                 if checkpoints is not None:
                     checkpoints.write(len(self.history), self._state(generators))
             end = "reached"
+        if self.history and "train_loss" not in self.history[-1]:
+            # One that a callback has broken off.
+            del self.history[-1]
         self.notify("on_train_end", X=batches, y=None)
         if checkpoints is not None:
             # Once more, because callbacks may have put other weights in place.
             checkpoints.write(len(self.history), self._state(generators, end))
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
-        """Notify callbacks; one of skorch's that raises KeyboardInterrupt, as EarlyStopping does, ends training.
-
-        One that ends it in one process does so in all.
-        """
+        """Notify all callbacks; one that raises StopTraining ends training, in all processes."""
         stops = False
         with self.group.together():
-            try:
-                super().notify(method_name, **cb_kwargs)
-            except KeyboardInterrupt as interrupt:
-                if not ends_training(interrupt):
-                    raise
-                stops = True
-            except StopTraining:
-                stops = True
+            getattr(self, method_name)(self, **cb_kwargs)
+            for _, callback in self.callbacks_:
+                try:
+                    getattr(callback, method_name)(self, **cb_kwargs)
+                except StopTraining:
+                    stops = True
+                except KeyboardInterrupt:
+                    # skorch's own way to end training; from any other callback it is the user's to end everything.
+                    if not isinstance(callback, EarlyStopping):
+                        raise
+                    stops = True
         if any(self.group.share(stops)):
             raise StopTraining
 
@@ -398,7 +401,7 @@ class DIMNet(NeuralNet):
         """Run one epoch and record the mean of each loss term, with one sync at its end."""
         if iterator is None:
             return
-        self._set_training(True)
+        self.module_.train()
         self._choose_step()
         watch_batches = any(acts_on_batches(callback) for _, callback in self.callbacks_)
         start = time.perf_counter()

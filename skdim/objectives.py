@@ -153,7 +153,7 @@ def infonce(positive: Tensor, negative: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the shapes are others.
+        If the shapes are others, or there is nothing in one of them.
     """
     _check_rows(positive, negative)
     return INFONCE(positive, negative)
@@ -173,7 +173,7 @@ def jsd(positive: Tensor, negative: Tensor) -> Tensor:
     positive : Tensor of shape (N, L)
         Scores of each image's own L locations, float32 or float64.
     negative : Tensor of shape (N, M)
-        Scores against other images, own-image entries already excluded.
+        Scores against other images. Each entry counts: those of the own image are left out, not masked by ``-inf``.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def jsd(positive: Tensor, negative: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the shapes are others.
+        If the shapes are others, or there is nothing in one of them.
     """
     _check_rows(positive, negative)
     return JSD(positive, negative)
@@ -202,7 +202,7 @@ def donsker_varadhan(positive: Tensor, negative: Tensor) -> Tensor:
     positive : Tensor of shape (N, L)
         Scores of each image's own L locations, float32 or float64.
     negative : Tensor of shape (N, M)
-        Scores against other images, own-image entries already excluded.
+        Scores against other images. Each entry counts: those of the own image are left out, not masked by ``-inf``.
 
     Returns
     -------
@@ -212,7 +212,7 @@ def donsker_varadhan(positive: Tensor, negative: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the shapes are others.
+        If the shapes are others, or there is nothing in one of them.
     """
     _check_rows(positive, negative)
     return DONSKER_VARADHAN(positive, negative)
@@ -240,7 +240,7 @@ def f_divergence(positive: Tensor, negative: Tensor, divergence: str = "kl") -> 
     positive : Tensor of shape (N, L)
         Scores of each image's own L locations, float32 or float64.
     negative : Tensor of shape (N, M)
-        Scores against other images, own-image entries already excluded.
+        Scores against other images. Each entry counts: those of the own image are left out, not masked by ``-inf``.
     divergence : {"kl", "rkl", "hellinger", "chi2"}, default="kl"
         Kullback-Leibler, reverse Kullback-Leibler, squared Hellinger or Pearson chi-squared.
 
@@ -252,7 +252,7 @@ def f_divergence(positive: Tensor, negative: Tensor, divergence: str = "kl") -> 
     Raises
     ------
     ValueError
-        If the shapes are others, or there is no such divergence.
+        If the shapes are others, there is nothing in one of them, or no such divergence.
 
     References
     ----------
@@ -265,8 +265,9 @@ def f_divergence(positive: Tensor, negative: Tensor, divergence: str = "kl") -> 
 
 
 def _check_rows(positive: Tensor, negative: Tensor) -> None:
-    if positive.ndim != 2 or negative.ndim != 2 or len(positive) != len(negative):
+    are_rows = positive.ndim == negative.ndim == 2 and len(positive) == len(negative)
+    if not are_rows or not positive.numel() or not negative.numel():
         raise ValueError(
-            "positive and negative must be of shapes (N, L) and (N, M), a row for each image, got "
+            "positive and negative must be of shapes (N, L) and (N, M), a row for each image and not empty, got "
             f"{tuple(positive.shape)} and {tuple(negative.shape)}."
         )

@@ -325,7 +325,7 @@ def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]
         "history": _is_history(content["history"]),
         "feature_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
         "versions": isinstance(versions, dict)
-        and versions.keys() == VERSIONS.keys()
+        and "skdim" in versions
         and all(isinstance(version, str) for version in versions.values()),
     }
     for name, is_sound in sound.items():
@@ -377,9 +377,11 @@ def _params_from_json(estimator_class: type[BaseEstimator], stored: Any, encoder
     defaults = estimator_class().get_params(deep=False)
     if not isinstance(stored, dict):
         raise InvalidFileError("its parameters are not a JSON object")
+    # A file may be older than a parameter, which then has its default.
+    stored = {name: _to_json(default) for name, default in defaults.items() if name != "encoder"} | stored
     check_names(stored, defaults, "parameter")
     for name in NOT_STORED:
-        if name in stored and stored[name] != _to_json(defaults[name]):
+        if stored[name] != _to_json(defaults[name]):
             raise InvalidFileError(f"its parameter {name!r} is not the default")
     try:
         params = {name: _from_json(value) for name, value in stored.items()}

@@ -24,9 +24,8 @@ HOOKS = (
     *("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
 )
 HOOKS_OF_ALL = (
-    *(all_modules._global_forward_hooks, all_modules._global_forward_pre_hooks),
-    *(all_modules._global_backward_hooks, all_modules._global_backward_pre_hooks),
-    *(all_optimizers._global_optimizer_pre_hooks, all_optimizers._global_optimizer_post_hooks),
+    *((all_modules, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")),
+    *((all_optimizers, f"_global_optimizer_{kind}_hooks") for kind in ("pre", "post")),
 )
 
 # What a module reads as it runs, beside tensors and what can change inside, such as lists.
@@ -181,7 +180,8 @@ def has_hooks(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) ->
     watched = [*module.modules(), *module.parameters(), *optimizers]
     return (
         torch.is_anomaly_enabled()
-        or any(HOOKS_OF_ALL)
+        # Hooks that are not where they were may be elsewhere.
+        or any(getattr(place, name, True) for place, name in HOOKS_OF_ALL)
         or any(getattr(each, name, None) for each in watched for name in HOOKS)
     )
 

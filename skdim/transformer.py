@@ -231,7 +231,8 @@ class DIMTransformer(
     callbacks : sequence of skorch.callbacks.Callback, default=None
         Callbacks for the training net, ``EarlyStopping(monitor="train_loss")`` for one. There is no validation loss;
         the loss is "train_loss" in the net's history, beside the terms that `history_` has. A callback that acts on
-        batches makes the device wait for the host after each of them. In a training that goes on from a checkpoint,
+        batches makes the device wait for the host after each of them. One that raises `skdim.monitoring.StopTraining`
+        ends training, with what it has learned so far. In a training that goes on from a checkpoint,
         attributes that end in an underscore are taken up again if they are numbers, strings, tensors, or lists or dicts
         of them, or have a ``state_dict``; parameters of callbacks are not compared. An LRScheduler needs
         ``lr_schedule="constant"``; it sets the rate of encoder and critics, not the prior discriminator's. An
@@ -845,7 +846,6 @@ class DIMTransformer(
                 # What the user brings may draw from torch's global generators, in dropout say; ours never do.
                 generators = seeded_generators(self.net_.draw_seed() + group.rank, device)
             progress = stack.enter_context(Progress(epochs, batches.n_drawn, self.verbose, group.rank > 0))
-            # The bar first, because a callback that stops training keeps those behind it from the epoch's end.
             callbacks = [progress, *(self.callbacks or ()), *watchers]
             records = self.net_.train(
                 batches,
@@ -919,8 +919,9 @@ class DIMTransformer(
         group: Group,
     ) -> AbstractContextManager[Checkpoints | None]:
         """Open the directory of checkpoints for the training that parameters, images and seed make."""
-        if folder is None or isinstance(images, LoadedImages):
+        if folder is None:
             return nullcontext()
+        assert isinstance(images, Images)  # others are refused with a folder
         identity = describe_training(self.get_params(deep=False), images.shape, device)
         if self.lr_schedule == "constant":
             # More epochs then go on from the end of fewer.
@@ -1092,10 +1093,10 @@ class DIMTransformer(
             raise ValueError("out must not overlap X in memory: X would change while it is read.")
 
     def _check_output_layer(self) -> None:
-        if self.output_layer not in self._layer_shapes:
+        if self.output_layer not in self._output_shapes:
             raise ValueError(
                 f"output_layer={self.output_layer!r} is not a layer of the encoder {type(self.encoder_).__name__}, "
-                f"which has {sorted(set(self._layer_shapes) - {'local'})}."
+                f"which has {sorted(self._output_shapes)}."
             )
 
     def _warn_of_other_scale(self, images: Images | LoadedImages) -> None:
@@ -1137,11 +1138,15 @@ class DIMTransformer(
             raise
 
     @property
+    def _output_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: shape for name, shape in self._layer_shapes.items() if name != "local"}
+
+    @property
     def _n_features_out(self) -> int:
-        if self.output_layer not in self._layer_shapes:
+        if self.output_layer not in self._output_shapes:
             # Not a ValueError, which would break the HTML representation.
             raise AttributeError(f"there is no layer {self.output_layer!r}")
-        return prod(self._layer_shapes[self.output_layer])
+        return prod(self._output_shapes[self.output_layer])
 
     def _forget_training(self) -> None:
         """Leave behind what a pickle leaves behind."""

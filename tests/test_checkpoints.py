@@ -391,6 +391,15 @@ def test_left_over_files_are_swept(X, tmp_path):
     assert names(tmp_path) == expected
 
 
+def test_the_newest_of_a_million_checkpoints_is_taken(X, tmp_path):
+    small(tmp_path).fit(X)
+    for old, new in (("000003", "999999"), ("000004", "1000000")):
+        (tmp_path / f"epoch-{old}.safetensors").rename(tmp_path / f"epoch-{new}.safetensors")
+    seen = Epochs()
+    small(tmp_path, callbacks=[seen]).fit(X)
+    assert seen.numbers == []
+
+
 def test_a_directory_is_for_one_training_at_a_time(X, tmp_path):
     def fit_another(net):
         with pytest.raises(ValueError, match="is in use by another training"):

@@ -244,14 +244,17 @@ def test_figures_on_cuda_are_those_on_the_cpu(digits, trained):
     assert values[0] == pytest.approx(values[1], abs=0.05)
 
 
-def test_a_feature_that_is_constant_in_training_counts_for_nothing_in_the_mlp_probe(digits):
+@pytest.mark.parametrize("probe", [MLPProbe(device="cpu", max_epochs=5, random_state=0), LinearProbe(random_state=0)])
+def test_a_feature_that_is_constant_in_training_counts_for_nothing_in_a_probe(digits, probe):
     X, y = digits
     X_train, X_test, y_train = X[:200], X[200:], y[:200]
     # The mean of many such values is off by rounding, and so is their deviation from it.
     constant = np.full((len(X_train), 3), 0.1, dtype=np.float32)
-    probe = MLPProbe(device="cpu", max_epochs=5, random_state=0).fit(np.hstack([X_train, constant]), y_train)
-    values = ([0.1, 0.1, 0.1], [255.0, -255.0, 0.2])
-    low, high = (probe.predict_proba(np.hstack([X_test, np.tile(each, (len(X_test), 1))])) for each in values)
+    constant[::50, 2] = np.nextafter(np.float32(0.1), np.float32(1))
+    probe = clone(probe).fit(np.hstack([X_train, constant]), y_train)
+    outputs = getattr(probe, "decision_function" if isinstance(probe, LinearProbe) else "predict_proba")
+    values = ([0.1, 0.1, 0.1], [255.0, -1e6, 0.2])
+    low, high = (outputs(np.hstack([X_test, np.tile(each, (len(X_test), 1))])) for each in values)
     np.testing.assert_array_equal(low, high)
 
 

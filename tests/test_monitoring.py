@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import BatchScoring, Callback, EarlyStopping, EpochScoring, MlflowLogger, PrintLog, TensorBoard
 
 from skdim import DIMTransformer
+from skdim.monitoring import StopTraining
 
 
 def small(**params):
@@ -177,6 +178,58 @@ def test_each_epoch_ends_when_skorch_stops_training(digits):
     dim = small(max_epochs=5, lr_schedule="constant", callbacks=[stop]).set_callbacks(recorder).fit(digits[0])
     assert dim.n_iter_ < 5
     assert recorder.events.count("end DIMTransformer epoch") == dim.n_iter_
+
+
+class Patient(EarlyStopping):
+    """Decides by itself."""
+
+    def on_epoch_end(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+
+class Decided(Callback):
+    def __init__(self, hook):
+        self.hook = hook
+
+    def stop(self, net, **kwargs):
+        if len(net.history) == 2:
+            raise StopTraining
+
+    def on_epoch_end(self, net, **kwargs):
+        if self.hook == "epoch":
+            self.stop(net)
+
+    def on_batch_end(self, net, **kwargs):
+        if self.hook == "batch":
+            self.stop(net)
+
+
+class Ends(Callback):
+    def on_train_begin(self, net, **kwargs):
+        self.n_epochs = 0
+
+    def on_epoch_end(self, net, **kwargs):
+        self.n_epochs += 1
+
+
+@pytest.mark.parametrize(
+    ("stop", "n_epochs"),
+    [(Patient(monitor="train_loss"), 1), (Decided("epoch"), 2)],
+    ids=["EarlyStopping", "own callback"],
+)
+def test_a_callback_of_the_users_ends_training_and_the_others_see_the_epoch_end(digits, stop, n_epochs):
+    after = Ends()
+    dim = small(max_epochs=5, lr_schedule="constant", callbacks=[stop, after]).fit(digits[0])
+    assert dim.n_iter_ == after.n_epochs == n_epochs
+    assert np.isfinite(dim.transform(digits[0])).all()
+
+
+@needs_callbacks
+def test_an_epoch_that_is_broken_off_ends_for_scikit_learns_callbacks(digits):
+    recorder = Recorder()
+    dim = small(max_epochs=5, callbacks=[Decided("batch")]).set_callbacks(recorder).fit(digits[0])
+    assert dim.n_iter_ == 1  # of a whole one
+    assert recorder.events.count("end DIMTransformer epoch") == 2
 
 
 @needs_callbacks

@@ -244,7 +244,9 @@ def test_f_divergence_gradients(divergence):
 
 
 @pytest.mark.parametrize("objective", [infonce, jsd, donsker_varadhan, f_divergence])
-@pytest.mark.parametrize("shapes", [((4, 3), (1, 5)), ((4, 3), (7, 5)), ((4,), (4, 5))])
+@pytest.mark.parametrize(
+    "shapes", [((4, 3), (1, 5)), ((4, 3), (7, 5)), ((4,), (4, 5)), ((4, 3), (4, 0)), ((4, 0), (4, 5))]
+)
 def test_scores_of_other_shapes_are_refused(objective, shapes):
     positive, negative = (torch.zeros(shape) for shape in shapes)
     with pytest.raises(ValueError, match=re.escape(f"got {shapes[0]} and {shapes[1]}")):

@@ -248,6 +248,14 @@ def test_output_layers(digits):
         small(encoder="stride1", output_layer="hidden").fit(digits[0])
 
 
+def test_the_map_that_critics_see_is_no_output_layer(digits):
+    dim = small(max_epochs=0).fit(digits[0]).set_params(output_layer="local")
+    with pytest.raises(
+        ValueError, match=r"output_layer='local' is not a layer .* \['embedding', 'features', 'hidden'\]"
+    ):
+        dim.transform(digits[0])
+
+
 def test_names_of_a_layer_that_there_is_not(digits):
     dim = small(encoder="stride1", max_epochs=0).fit(digits[0]).set_params(output_layer="hidden")
     with pytest.raises(ValueError, match="output_layer='hidden' is not a layer of the encoder Stride1Encoder"):

@@ -278,6 +278,12 @@ for key in ("params", "width", "history", "versions", "feature_names"):
     REFUSED[f"no {key}"] = (remove, f"the metadata entry {key!r} is missing")
 
 
+def test_a_file_that_is_older_than_what_it_lacks_is_read(dim, data, load):
+    header, content, tensors = take_apart(data)
+    del content["params"]["gather_negatives"], content["channels_last"], content["versions"]["torch"]
+    assert is_equal(load(put_together(header, content, tensors)), dim)
+
+
 @pytest.mark.parametrize(("forge", "reason"), REFUSED.values(), ids=REFUSED)
 def test_a_file_is_refused_for_a_reason_that_the_message_gives(data, load, forge, reason, tmp_path, counted):
     counted("files fuzzed")

@@ -79,7 +79,7 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     intercept_ : ndarray of shape (n_classes,), float32
         Intercepts.
     mean_, scale_ : ndarray of shape (n_features,), float32
-        With which features are standardised; the scale of a constant one is 1, as it has no weight.
+        With which features are standardised; the scale of a constant one is infinite.
     n_iter_ : int
         Iterations of the last fit, to all samples.
     n_features_in_ : int
@@ -271,15 +271,17 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
 
 
 def _standardize(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Standardise columns in place, constant ones to zero, and return means and standard deviations (1 for those)."""
+    """Standardise columns in place, constant ones to zero, and return means and standard deviations (inf for those)."""
     # Powers of two change no digit; without them squares of very large or small values would not fit into float32.
     _, exponent = torch.frexp(torch.maximum(samples.amax(dim=0), -samples.amin(dim=0)))
     exponent.clamp_(-120, 120)
     samples.ldexp_(-exponent)
     variance, mean = torch.var_mean(samples, dim=0, correction=0)
-    scale = torch.where(variance > 0, variance.sqrt(), 1.0)
+    std = variance.sqrt()
+    # Constant as far as float32 tells, see `mean_and_scale`.
+    scale = torch.where(std > 1e-7 * mean.abs(), std, torch.inf)
     samples.sub_(mean).div_(scale)
-    return mean.ldexp_(exponent), torch.where(variance > 0, scale.ldexp_(exponent), 1.0)
+    return mean.ldexp_(exponent), scale.ldexp_(exponent)
 
 
 def _regularized(
