@@ -35,41 +35,45 @@ def guess_shape(rows: Any) -> ImageShape:
     """Guess what flat rows, of shape (n, p), are: grey square images where the width allows, else signals."""
     n_features = rows.shape[1]
     side = isqrt(n_features)
-    if n_features >= 16 and side * side == n_features:
-        # A million values are enough to tell.
-        _warn_of_channels(rows[: min(64, 1 + (1 << 20) // n_features)], side)
-        return 1, side, side
+    is_square = n_features >= 16 and side * side == n_features
+    shape = (1, side, side) if is_square else (1, 1, n_features)
+    # A million values are enough to tell.
+    likely = _likely_shape(rows[: min(64, 1 + (1 << 20) // n_features)])
     side = isqrt(n_features // 3)
-    if side >= 8 and 3 * side * side == n_features:
+    if likely is None and not is_square and side >= 8 and 3 * side * side == n_features:
+        # Colour images are common enough for their width to tell.
+        likely = (3, side, side)
+    if likely is not None:
+        what = "grey images" if is_square else "signals"
         warn(
-            f"X has {n_features} features, which looks like colour images of 3 x {side} x {side}, but rows are read as "
-            f"signals of 1 x 1 x {n_features}. Set image_shape=(3, {side}, {side}) if they are images, "
-            f"or image_shape=(1, 1, {n_features}) to silence this warning."
+            f"X has {n_features} features, which are read as {what} of {' x '.join(map(str, shape[is_square:]))}, "
+            f"but look like images of {likely[0]} channels of {likely[1]} x {likely[2]}. Set image_shape={likely} if "
+            f"they are, or image_shape={shape} to silence this warning."
         )
-    return 1, 1, n_features
+    return shape
 
 
-def _warn_of_channels(rows: NDArray[Any], side: int) -> None:
-    """Tell images of 4, 9 or 16 channels, whose flat rows are as wide as those of a square too, from such squares.
+def _likely_shape(rows: NDArray[np.uint8 | np.float32]) -> ImageShape | None:
+    """Tell rows of square images of several channels by what is alike in them.
 
-    In a square made of them each row is several rows of a channel, one beside the other, which are more alike than what
-    is below each other, every second or fourth row. In images it is the other way round by far, and in noise even.
+    A width of the image further on is the next pixel below, which is more alike than what is a part of the width away;
+    of signals only those repeat so whose period is the width. A wrong width has no such minimum.
     """
-    alike = {}
-    for n_parts in (2, 3, 4):
-        part = side // n_parts
-        if part >= 8 and part * n_parts == side:
-            parts = rows.reshape(len(rows), side, n_parts, part).astype(np.float64)
-            beside, below = (np.abs(np.diff(parts, axis=axis)).mean() for axis in (2, 1))
-            if beside < 0.9 * below:
-                alike[n_parts**2, part, part] = beside / below
-    if alike:
-        n_channels, height, width = shape = min(alike, key=lambda shape: alike[shape])
-        warn(
-            f"Rows of {side * side} features are read as grey images of {side} x {side}, but look like images of "
-            f"{n_channels} channels of {height} x {width}. Set image_shape={shape} if they are, or "
-            f"image_shape=(1, {side}, {side}) to silence this warning."
-        )
+    n_features = rows.shape[1]
+    values = rows.astype(np.float64)
+
+    def difference(lag: int) -> float:
+        return float(np.abs(values[:, lag:] - values[:, :-lag]).mean())
+
+    likely = {}
+    for side in range(8, isqrt(n_features // 2) + 1):
+        if n_features % (side * side) == 0:
+            below = difference(side)
+            beside = min(map(difference, range(side // 4, 3 * side // 4 + 1, max(1, side // 8))))
+            # Around 0.4 for photographs, 1 for noise and more for signals.
+            if below < 0.75 * beside:
+                likely[n_features // side**2, side, side] = below / beside
+    return min(likely, key=lambda shape: likely[shape]) if likely else None
 
 
 def warn_of_channels_last(image_shape: ImageShape) -> None:

@@ -267,20 +267,33 @@ def test_rows_that_look_like_colour_images_are_warned_about():
     assert dim.image_shape_ == (1, 1, 192)
 
 
-@pytest.mark.parametrize("n_channels", [4, 9, 16])
-def test_rows_of_several_channels_that_are_as_wide_as_those_of_a_grey_square_are_warned_about(n_channels):
+# 4, 9 and 16 of them make rows as wide as those of a grey square; 12 ones as wide as those of larger colour images.
+@pytest.mark.parametrize("n_channels", [2, 3, 4, 5, 9, 12, 16])
+def test_rows_of_several_channels_that_look_so_are_warned_about(n_channels):
     # What is near in them is alike, as in images.
     X = RNG.standard_normal((20, n_channels, 16, 16)).cumsum(axis=2).cumsum(axis=3)
     with pytest.warns(UserWarning, match=re.escape(f"Set image_shape=({n_channels}, 16, 16)")) as caught:
         dim = DIMTransformer(n_components=2, max_epochs=0).fit(X.reshape(20, -1))
     assert caught[0].filename == __file__
     side = 16 * isqrt(n_channels)
-    assert dim.image_shape_ == (1, side, side)
+    is_square = side * side == 256 * n_channels
+    assert dim.image_shape_ == ((1, side, side) if is_square else (1, 1, 256 * n_channels))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         DIMTransformer(n_components=2, max_epochs=0, image_shape=(n_channels, 16, 16)).fit(X.reshape(20, -1))
         for grey in (X[:, 0].reshape(20, -1), RNG.random((20, side * side)), np.eye(20, side * side)):
             DIMTransformer(n_components=2, max_epochs=0).fit(grey)
+
+
+def test_signals_are_not_taken_for_images():
+    time = np.arange(1280)
+    for rows in (
+        RNG.standard_normal((20, 1280)),
+        RNG.standard_normal((20, 1280)).cumsum(axis=1),
+        np.sin(time / 5 + RNG.random((20, 1))) + 0.1 * RNG.standard_normal((20, 1280)),
+        np.zeros((20, 1280)) + RNG.random((20, 1)),
+    ):
+        assert DIMTransformer(n_components=2, max_epochs=0).fit(rows).image_shape_ == (1, 1, 1280)
 
 
 @pytest.mark.parametrize("n_channels", [2, 3])
@@ -330,7 +343,7 @@ def test_warnings_name_the_users_line_whatever_lies_between():
 
     pipeline = make_pipeline(dim(), StandardScaler())
     for train in (dim().fit, dim().fit_transform, dim().partial_fit, pipeline.fit, pipeline.fit_transform):
-        with pytest.warns(UserWarning, match="looks like colour images") as caught:
+        with pytest.warns(UserWarning, match="look like images of 3 channels of 8 x 8") as caught:
             train(RNG.random((4, 192)))
         assert caught[0].filename == __file__
 
