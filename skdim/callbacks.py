@@ -27,6 +27,7 @@ __all__ = [
     "acts_on_gradients",
     "callback_state",
     "check_callbacks",
+    "is_early_stopping",
     "load_callback",
 ]
 
@@ -128,6 +129,14 @@ def acts_on_batches(callback: Callback) -> bool:
         return callback.step_every == "batch"
     idle = IDLE_HOOKS if getattr(callback, "log_on_batch_end", True) else IDLE_HOOKS | LOGGER_HOOKS
     return any(getattr(type(callback), hook) not in idle for hook in ("on_batch_begin", "on_batch_end"))
+
+
+def is_early_stopping(error: BaseException) -> bool:
+    """Tell whether it was skorch's EarlyStopping that raised, for a callback that holds one."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "") == EarlyStopping.__module__
 
 
 def callback_state(callback: Callback) -> dict[str, Any]:

@@ -34,8 +34,6 @@ OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
-    # Of cuDNN's ways to compute a convolution, where none finds room for what it works in.
-    "unable to find an engine to execute this computation",
     "can't allocate memory",
 )
 

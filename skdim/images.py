@@ -170,13 +170,13 @@ def check_images(
     if ndim < 3:
         if image_shape is not None:
             refuse_one_image(getattr(X, "shape", ()), image_shape, name)
+        flat = _validate(estimator, X, reset, min_samples)
         if not reset and data_format == "auto" and getattr(estimator, "_channels_last", False):
             raise ValueError(
                 f"X has flat rows, but {name} was fitted on images with their channels last, (n, H, W, C): set "
                 "data_format to 'channels_last' if these are such images, flattened, or to 'channels_first' if they "
                 "were (n, C, H, W)."
             )
-        flat = _validate(estimator, X, reset, min_samples)
         shape = image_shape or guess_shape(flat)
         if prod(shape) != flat.shape[1]:
             raise ValueError(
@@ -244,8 +244,8 @@ def _validate(estimator: BaseEstimator, X: Any, reset: bool, min_samples: int) -
 
 def _first_not_finite(X: Any) -> int | None:
     with np.errstate(over="ignore"), suppress(TypeError, ValueError):
-        # A DataFrame's own missing values are no numbers.
-        rows = X.to_numpy(np.float32, na_value=np.nan) if hasattr(X, "to_numpy") else np.asarray(X)
+        # pandas' own missing values are no numbers.
+        rows = X.to_numpy(np.float32, na_value=np.nan) if hasattr(X, "iloc") else np.asarray(X)
         for index, row in enumerate(rows):
             if not np.isfinite(np.asarray(row, dtype=np.float32)).all():
                 return index

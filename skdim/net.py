@@ -15,7 +15,7 @@ from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 
 from skdim.batches import Batches
-from skdim.callbacks import acts_on_batches, acts_on_gradients, callback_state, load_callback
+from skdim.callbacks import acts_on_batches, acts_on_gradients, callback_state, is_early_stopping, load_callback
 from skdim.checkpoints import Checkpoints
 from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
@@ -288,7 +288,8 @@ class DIMNet(NeuralNet):
         if self.history and "train_loss" not in self.history[-1]:
             # One that a callback has broken off.
             del self.history[-1]
-        self.notify("on_train_end", X=batches, y=None)
+        with suppress(StopTraining):
+            self.notify("on_train_end", X=batches, y=None)
         if checkpoints is not None:
             # Once more, because callbacks may have put other weights in place.
             checkpoints.write(len(self.history), self._state(generators, end))
@@ -303,9 +304,9 @@ class DIMNet(NeuralNet):
                     getattr(callback, method_name)(self, **cb_kwargs)
                 except StopTraining:
                     stops = True
-                except KeyboardInterrupt:
+                except KeyboardInterrupt as error:
                     # skorch's own way to end training; from any other callback it is the user's to end everything.
-                    if not isinstance(callback, EarlyStopping):
+                    if not (isinstance(callback, EarlyStopping) or is_early_stopping(error)):
                         raise
                     stops = True
         if any(self.group.share(stops)):

@@ -15,6 +15,9 @@ from skdim.notices import warn
 
 __all__ = ["SMALLEST_SPREAD", "channel_statistics", "is_constant"]
 
+# Share of a mean below which float32 tells no spread from rounding.
+RESOLUTION = 1e-7
+
 # Standard deviation of a channel that is no more than rounding, whatever its mean.
 SMALLEST_SPREAD = 1e-30
 
@@ -80,7 +83,7 @@ def channel_statistics(
 
 def is_constant(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell where values are constant as far as float32 tells: a spread far below its resolution is rounding."""
-    constant: NDArray[np.bool_] = std <= np.maximum(1e-7 * np.abs(mean), SMALLEST_SPREAD)
+    constant: NDArray[np.bool_] = std <= np.maximum(RESOLUTION * np.abs(mean), SMALLEST_SPREAD)
     return constant
 
 

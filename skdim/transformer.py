@@ -94,7 +94,7 @@ class DIMTransformer(
     image_shape : tuple of int, default=None
         Channels, height and width of an image. Needed for flat rows of colour images. With None, flat rows whose
         width is a perfect square of at least 16 are grey images and others signals of 1 x 1 x p; arrays of images
-        bring their shape.
+        bring their shape. Rows that look like images of several channels are warned about.
 
     data_format : {"auto", "channels_first", "channels_last"}, default="auto"
         Order of the axes of an image. "auto" finds the channels of (n, C, H, W) and (n, H, W, C) arrays where only
@@ -232,9 +232,9 @@ class DIMTransformer(
         Callbacks for the training net, ``EarlyStopping(monitor="train_loss")`` for one. There is no validation loss;
         the loss is "train_loss" in the net's history, beside the terms that `history_` has. A callback that acts on
         batches makes the device wait for the host after each of them. One that raises `skdim.monitoring.StopTraining`
-        ends training, with what it has learned so far. In a training that goes on from a checkpoint,
-        attributes that end in an underscore are taken up again if they are numbers, strings, tensors, or lists or dicts
-        of them, or have a ``state_dict``; parameters of callbacks are not compared. An LRScheduler needs
+        at an epoch or a batch ends training; what has been learned stands. In a training that goes on from a
+        checkpoint, attributes that end in an underscore are taken up again if they are numbers, strings, tensors, or
+        lists or dicts of them, or have a ``state_dict``; parameters of callbacks are not compared. An LRScheduler needs
         ``lr_schedule="constant"``; it sets the rate of encoder and critics, not the prior discriminator's. An
         EpochScoring needs ``on_train=True`` and a function ``scoring(net, X, y)`` of your own. Callbacks of
         scikit-learn (from 1.9 on) are set with `set_callbacks` instead.
@@ -313,6 +313,8 @@ class DIMTransformer(
     encoder_: nn.Module
     net_: DIMNet
     history_: list[dict[str, float]]
+    # Also of a pickle from before there was such an attribute.
+    _channels_last = False
     _layer_shapes: dict[str, Any]
     _encoder_options: dict[str, bool]
     _built_for: tuple[Any, ...]

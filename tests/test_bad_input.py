@@ -292,6 +292,8 @@ def test_signals_are_not_taken_for_images():
         RNG.standard_normal((20, 1280)).cumsum(axis=1),
         np.sin(time / 5 + RNG.random((20, 1))) + 0.1 * RNG.standard_normal((20, 1280)),
         np.zeros((20, 1280)) + RNG.random((20, 1)),
+        # One value that is far larger than the others.
+        RNG.random((20, 1280)) + 1e4 * (time == 14) * RNG.random((20, 1)),
     ):
         assert DIMTransformer(n_components=2, max_epochs=0).fit(rows).image_shape_ == (1, 1, 1280)
 
@@ -302,6 +304,7 @@ def test_flat_rows_after_images_with_their_channels_last_must_say_which_they_are
     dim = DIMTransformer(n_components=2, max_epochs=0, random_state=0).fit(X)
     dim.save(tmp_path / "dim.safetensors")
     expected = dim.transform(X)
+    refuses(dim.transform, X[:, 0].reshape(20, -1), ValueError, "features, but DIMTransformer is expecting")
     for each in (dim, pickle.loads(pickle.dumps(dim)), DIMTransformer.load(tmp_path / "dim.safetensors")):
         for work in (each.transform, each.partial_fit):
             refuses(work, X.reshape(20, -1), ValueError, "was fitted on images with their channels last")
@@ -328,6 +331,13 @@ def test_missing_values_of_a_dataframe_name_their_image():
         frame = pandas.DataFrame(np.arange(80.0).reshape(5, 16)).astype(dtype)
         frame.iloc[3, 2] = pandas.NA if dtype[0].isupper() else np.nan
         refuses(DIMTransformer(max_epochs=0).fit, frame, ValueError, "Input X contains NaN, in image 3")
+
+
+def test_missing_values_of_a_polars_dataframe_name_their_image():
+    polars = pytest.importorskip("polars")
+    rows = np.arange(80.0).reshape(5, 16)
+    rows[3, 2] = np.nan
+    refuses(DIMTransformer(max_epochs=0).fit, polars.DataFrame(rows), ValueError, "Input X contains NaN, in image 3")
 
 
 def test_bfloat16_is_refused_on_a_gpu_that_has_no_convolutions_in_it(monkeypatch):

@@ -205,7 +205,7 @@ def test_thumbnails_are_the_images_and_do_not_overlap(fitted, colour_images):
         EmbeddingDisplay.from_estimator(fitted, X, y, n_thumbnails=-1)
 
 
-def test_thumbnails_cost_no_picture_of_each_image(digits):
+def test_thumbnails_cost_no_picture_of_each_image():
     X = np.random.default_rng(0).integers(0, 255, (2000, 5, 64, 64), dtype=np.uint8)
     dim = DIMTransformer(n_components=2, max_epochs=0, mi_units=4, random_state=0).fit(X[:20])
     EmbeddingDisplay.from_estimator(dim, X[:20], n_thumbnails=1)
@@ -514,10 +514,12 @@ def test_the_legend_has_classes_of_any_name():
 def test_thumbnails_are_of_all_classes_in_whatever_order_they_come(fitted, colour_images):
     X, _ = colour_images
     coordinates = np.random.default_rng(0).random((200, 2))
-    pictures = np.stack([X[0].transpose(1, 2, 0)] * 200)
+    pictures = [X[0].transpose(1, 2, 0)] * 200
     display = EmbeddingDisplay(coordinates, pictures=pictures).plot(n_thumbnails=10)
     assert len(display.thumbnails_) == 10
     assert max(display.thumbnails_) > 100
+    nothing = EmbeddingDisplay(coordinates[:0], pictures=pictures[:0]).plot(n_thumbnails=10)
+    assert nothing.thumbnails_ == []
 
 
 @pytest.mark.parametrize("params", [{"prior_matching": "noise", "prior_weight": 0.5}, {"multiple_globals": True}])

@@ -297,7 +297,7 @@ class OnDisk:
         return values
 
 
-def test_the_retrieval_score_reads_and_crops_a_few_images_at_a_time(digits):
+def test_the_retrieval_score_reads_and_crops_a_few_images_at_a_time():
     X = np.random.default_rng(0).integers(0, 255, (600, 5, 128, 128), dtype=np.uint8)
     dim = DIMTransformer(n_components=2, max_epochs=0, mi_units=4, random_state=0).fit(X[:20])
     on_disk = OnDisk(X)

@@ -187,6 +187,22 @@ class Patient(EarlyStopping):
         raise KeyboardInterrupt
 
 
+class Delayed(Callback):
+    """Asks another one."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def on_train_begin(self, net, **kwargs):
+        self.inner.on_train_begin(net, **kwargs)
+
+    def on_epoch_end(self, net, **kwargs):
+        self.inner.on_epoch_end(net, **kwargs)
+
+    def on_train_end(self, net, **kwargs):
+        raise StopTraining  # too late to end anything
+
+
 class Decided(Callback):
     def __init__(self, hook):
         self.hook = hook
@@ -214,8 +230,12 @@ class Ends(Callback):
 
 @pytest.mark.parametrize(
     ("stop", "n_epochs"),
-    [(Patient(monitor="train_loss"), 1), (Decided("epoch"), 2)],
-    ids=["EarlyStopping", "own callback"],
+    [
+        (Patient(monitor="train_loss"), 1),
+        (Decided("epoch"), 2),
+        (Delayed(EarlyStopping(monitor="train_loss", patience=1, threshold=10.0, threshold_mode="abs")), 2),
+    ],
+    ids=["EarlyStopping", "own callback", "one that holds another"],
 )
 def test_a_callback_of_the_users_ends_training_and_the_others_see_the_epoch_end(digits, stop, n_epochs):
     after = Ends()

@@ -346,6 +346,13 @@ def test_a_name_as_long_as_may_be_and_a_relative_one(tmp_path, monkeypatch):
         assert same_state(dim, DIMTransformer.load(name))
 
 
+def test_what_was_pickled_before_there_were_orders_of_channels_is_saved(tmp_path):
+    dim = fitted()
+    vars(dim).pop("_channels_last")
+    dim.save(tmp_path / "dim.safetensors")
+    assert np.array_equal(DIMTransformer.load(tmp_path / "dim.safetensors").transform(ROWS), dim.transform(ROWS))
+
+
 def test_parameters_of_every_plain_kind_and_the_network_they_call_for_are_kept(digits, tmp_path):
     X = digits[0][:60]
     dim = DIMTransformer(

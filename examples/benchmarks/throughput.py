@@ -512,7 +512,7 @@ def section_g(arguments):
     """Section (g): peak memory above the data, each in a process of its own."""
     rows = [
         ("fit, 50,000 images, defaults", FitMemory(50_000)),
-        ("fit, 50,000 rows of 3,072 values, defaults", FitMemory(50_000, flat=True)),
+        ("fit, 50,000 rows with image_shape=(3, 32, 32)", FitMemory(50_000, flat=True, image_shape=(3, 32, 32))),
         ("fit, 4,096 images, batch 1024", FitMemory(4096, batch_size=1024)),
         ("fit, 4,096 images, batch 2048", FitMemory(4096, batch_size=2048)),
         ("fit, official recipe, batch 256", FitMemory(1024, **OFFICIAL_RECIPE | {"batch_size": 256})),

@@ -34,8 +34,8 @@ class EmbeddingDisplay:
     y : array-like of shape (n,), default=None
         Classes, which get a legend, or continuous values, which get a colour bar, as more than 48 different whole
         numbers do. Images whose entry is None, NaN or NA are drawn in grey, below the others.
-    pictures : ndarray of shape (n, height, width, 3), default=None
-        The images, for thumbnails, in [0, 1].
+    pictures : array-like of shape (n, height, width, 3), default=None
+        The images, for thumbnails, in [0, 1]. Those of `from_estimator` are made of its X as they are drawn.
     axis_labels : tuple of str, default=("", "")
         Names of the two dimensions.
 
@@ -54,7 +54,7 @@ class EmbeddingDisplay:
         coordinates: NDArray[Any],
         *,
         y: ArrayLike | None = None,
-        pictures: NDArray[Any] | Pictures | None = None,
+        pictures: ArrayLike | Pictures | None = None,
         axis_labels: tuple[str, str] = ("", ""),
     ) -> None:
         self.coordinates = coordinates
@@ -227,7 +227,10 @@ class EmbeddingDisplay:
         from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
         chosen = self._choose_thumbnails(n_thumbnails)
-        for i, picture in zip(chosen, self.pictures[np.array(chosen)], strict=True):
+        if not chosen:
+            return []
+        pictures = self.pictures if isinstance(self.pictures, Pictures) else np.asarray(self.pictures)
+        for i, picture in zip(chosen, pictures[np.array(chosen)], strict=True):
             image = OffsetImage(picture, zoom=THUMBNAIL / max(picture.shape[:2]), interpolation="nearest")
             frame = {"edgecolor": frames[i], "linewidth": 1.5}
             self.ax_.add_artist(AnnotationBbox(image, self.coordinates[i], pad=0.1, bboxprops=frame))

@@ -19,6 +19,7 @@ from torch import Tensor
 from skdim.base import EstimatorMixin, unchanged_on_error
 from skdim.devices import resolve_device, usual_torch
 from skdim.evaluation.inputs import encode_labels, standardized, validated, validation_split
+from skdim.statistics import RESOLUTION
 
 __all__ = ["LinearProbe"]
 
@@ -278,8 +279,7 @@ def _standardize(samples: Tensor) -> tuple[Tensor, Tensor]:
     samples.ldexp_(-exponent)
     variance, mean = torch.var_mean(samples, dim=0, correction=0)
     std = variance.sqrt()
-    # Constant as far as float32 tells, see `mean_and_scale`.
-    scale = torch.where(std > 1e-7 * mean.abs(), std, torch.inf)
+    scale = torch.where(std > RESOLUTION * mean.abs(), std, torch.inf)
     samples.sub_(mean).div_(scale)
     return mean.ldexp_(exponent), scale.ldexp_(exponent)
 

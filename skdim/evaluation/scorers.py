@@ -1,6 +1,5 @@
 """Scorers of a fitted transformer, for ``GridSearchCV(scoring=...)`` and `cross_val_score`."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -142,11 +141,10 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         raise ValueError(
             f"Found array with {len(images)} sample(s) while a minimum of {MIN_IMAGES} is required by retrieval_scorer."
         )
-    # Crops are arrays of their own, whose columns have no names.
-    dim = copy.copy(dim)
+    # Crops are arrays of their own, whose columns have no names. With the same encoder, of which a copy makes another.
+    fitted, dim = dim, object.__new__(type(dim))
+    dim.__dict__ |= {name: value for name, value in vars(fitted).items() if name != "feature_names_in_"}
     dim.data_format = "channels_first"
-    if hasattr(dim, "feature_names_in_"):
-        del dim.feature_names_in_
     rng = np.random.RandomState(0)
     rows = rng.choice(len(images), min(len(images), MAX_IMAGES), replace=False)
     with usual_torch(torch.device("cpu")):
