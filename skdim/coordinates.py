@@ -60,7 +60,8 @@ class CoordinatePredictor(nn.Module):
         """
         maps = features.permute(0, 2, 3, 1).flatten(1, 2)
         place = torch.relu(self.place_features(maps) + self.place_embedding(embedding)[:, None])
-        partners = self.offset_partner(maps)[:, partner]
+        # Not an index, whose gradient takes ten times as long.
+        partners = self.offset_partner(maps).index_select(1, partner)
         offset = torch.relu(self.offset_features(maps) + partners + self.offset_embedding(embedding)[:, None])
         return self.place(place), self.offset(offset)
 
