@@ -9,7 +9,7 @@ import torch
 
 from skdim.devices import usual_torch
 
-__all__ = ["lent_rng", "private_rng", "seeded_generators"]
+__all__ = ["lent_rng", "private_rng", "seeded_generators", "undisturbed"]
 
 # Keeps threads from seeing each other's seeds. Reentrant, because a user's module may load or copy an estimator when it
 # is built.
@@ -24,6 +24,18 @@ def _renew_lock() -> None:
 if hasattr(os, "register_at_fork"):
     # In a forked process the thread that holds the lock is not there to release it.
     os.register_at_fork(after_in_child=_renew_lock)
+
+
+@contextmanager
+def undisturbed() -> Iterator[bool]:
+    """Keep other threads from torch's global generators for a block, unless one has them; tell whether none has."""
+    lock = _lock
+    is_free = lock.acquire(blocking=False)
+    try:
+        yield is_free
+    finally:
+        if is_free:
+            lock.release()
 
 
 @contextmanager

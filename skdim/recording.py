@@ -12,6 +12,7 @@ import torch.optim.optimizer as all_optimizers
 from torch import Tensor, nn
 
 from skdim.devices import is_out_of_memory
+from skdim.randomness import undisturbed
 
 __all__ = ["RecordedStep", "has_hooks", "held_fast"]
 
@@ -99,7 +100,10 @@ class RecordedStep:
             self._batch = torch.empty_like(batch)
         is_ready = self._n_warm >= WARM_UP_STEPS and batch.shape == self._batch.shape
         if is_ready and self._replay is None and not self._is_too_large:
-            self._record(self._batch)
+            # A recording takes hold of the device's global generator, from which then nobody can draw.
+            with undisturbed() as is_free:
+                if is_free:
+                    self._record(self._batch)
         if not is_ready or self._replay is None:
             return self._warm_up(batch)
         self._batch.copy_(batch)

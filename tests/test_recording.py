@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -11,6 +12,7 @@ from skorch.callbacks import Callback, Freezer, LRScheduler, TrainEndCheckpoint
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from skdim import DIMTransformer, model, net, recording, transformer
+from skdim.randomness import private_rng
 from skdim.views import StandardAugmentation
 
 # Batches of 8, one image of which is drawn twice.
@@ -330,6 +332,39 @@ def test_training_goes_on_without_a_recording_that_memory_does_not_hold(device, 
     # Tried once, not at each step.
     assert recordings.made == 1
     assert_same(unrecorded_after_all, fit_as_it_is(**params))
+
+
+class Disturb(Callback):
+    """Draws from torch's global generator in another thread, in the first two epochs."""
+
+    def __init__(self, recordings):
+        self.recordings = recordings
+        self.begun, self.over = threading.Event(), threading.Event()
+
+    def draw(self):
+        with private_rng(0, torch.device("cpu")):
+            self.begun.set()
+            self.over.wait(60)
+
+    def on_train_begin(self, net, **kwargs):
+        self.thread = threading.Thread(target=self.draw)
+        self.thread.start()
+        assert self.begun.wait(60)
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 2:
+            self.n_made = self.recordings.made
+            self.over.set()
+            self.thread.join(60)
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+def test_nothing_is_recorded_while_another_thread_draws_from_torchs_generator(device, recordings):
+    params = {"device": device}
+    disturb = Disturb(recordings)
+    recorded = DIMTransformer(**PARAMS | params, callbacks=[disturb]).fit(IMAGES)
+    assert (disturb.n_made, recordings.made) == (0, 1)
+    assert_same(recorded, fit_as_it_is(**params))
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])
