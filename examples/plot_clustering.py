@@ -25,8 +25,8 @@ print(X.shape, X.dtype)
 # %%
 # Embed and cluster
 # -----------------
-# `KMeans` behind the transformer makes one Pipeline of both. Embeddings that are matched to the prior have about the
-# same spread in every dimension, which is what k-means assumes.
+# `KMeans` behind the transformer makes one Pipeline of both. k-means weighs each dimension by its spread: put a
+# `StandardScaler` between the two where the spreads of the embedding differ much.
 
 from sklearn.cluster import KMeans
 from sklearn.pipeline import make_pipeline

@@ -13,6 +13,8 @@ Any network can be the encoder: one written for Deep InfoMax, or an ordinary one
 # local features (N, K, h, w), each location of which sees a part of the image only. A class is built for the images at
 # hand, as ``encoder(image_shape, n_components)``.
 
+from math import ceil
+
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -23,14 +25,14 @@ from skdim.displays import FilterDisplay, TrainingCurveDisplay
 
 
 class SmallEncoder(nn.Module):
-    """Two convolutions, the mean over the map, one linear layer."""
+    """Two convolutions, then one linear layer on the map."""
 
     def __init__(self, image_shape, n_components):
         super().__init__()
-        channels, _, _ = image_shape
+        channels, height, width = image_shape
         self.local = nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
         self.conv = nn.Sequential(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU())
-        self.embedding = nn.Linear(64 * 4 * 4, n_components)
+        self.embedding = nn.Linear(64 * ceil(height / 2) * ceil(width / 2), n_components)
 
     def forward(self, images):
         features = self.local(images)

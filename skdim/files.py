@@ -102,8 +102,8 @@ def read_images(
     UserWarning
         If files have more pages or frames than the first. To have all as images of their own, read them with Pillow:
         ``[page.copy() for page in PIL.ImageSequence.Iterator(image)]``; pages that are channels belong into one array
-        of shape (n, C, H, W). The preview in a photo of a telephone is none. If of a TIFF colours of more than 8 bits
-        are cut, or channels left out.
+        of shape (n, C, H, W). The preview that a telephone's photo holds is no such page. If of a TIFF colours of more
+        than 8 bits are cut, or channels left out.
 
     Examples
     --------

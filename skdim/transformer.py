@@ -222,11 +222,11 @@ class DIMTransformer(
     checkpoint_dir : str or path-like, default=None
         Directory in which `fit` writes the state of training after each epoch: one safetensors file of 12 bytes a
         weight, of which it keeps the newest two. A `fit` that finds a state there goes on from it, to the same bits as
-        without the interruption; after the last epoch it returns the result. The directory is for one training: one of
-        other parameters or images is refused. With ``random_state=None`` the seed of the first attempt is taken over.
-        With ``lr_schedule="constant"`` `max_epochs` may be raised, to train on from where the last `fit` ended, unless
-        a callback had stopped it: that result is final. A checkpoint that cannot be written is a warning. `partial_fit`
-        takes no notice of the directory, and ``warm_start=True`` excludes it.
+        without the interruption, with the same number of threads; after the last epoch it returns the result. The
+        directory is for one training: one of other parameters or images is refused. With ``random_state=None`` the seed
+        of the first attempt is taken over. With ``lr_schedule="constant"`` `max_epochs` may be raised, to train on from
+        where the last `fit` ended, unless a callback had stopped it: that result is final. A checkpoint that cannot be
+        written is a warning. `partial_fit` takes no notice of the directory, and ``warm_start=True`` excludes it.
 
     callbacks : sequence of skorch.callbacks.Callback, default=None
         Callbacks for the training net, ``EarlyStopping(monitor="train_loss")`` for one. There is no validation loss;
@@ -455,6 +455,8 @@ class DIMTransformer(
         ValueError
             If a parameter or the images are unfit, or `checkpoint_dir` holds another training or only damaged files.
             The estimator is then as it was.
+        TypeError
+            If `X` is sparse, masked or no array of numbers. The estimator is then as it was.
         OSError
             If `checkpoint_dir` cannot be written to. The estimator is then as it was.
         FloatingPointError
@@ -654,8 +656,8 @@ class DIMTransformer(
         """Write the fitted estimator to one safetensors file, for `load`.
 
         The file holds what a pickle holds, parameters, history and the encoder's weights, in a format that opening
-        can't harm. It is written whole or not at all. `callbacks` and parameters that are objects, such as a
-        RandomState or a StandardAugmentation, are not stored: `load` gives them their defaults. Nor is what
+        can't harm. It is written whole or not at all. `callbacks`, `checkpoint_dir` and parameters that are objects,
+        such as a RandomState or a StandardAugmentation, are not stored: `load` gives them their defaults. Nor is what
         `set_output` has been given. Of an encoder of your own only the weights are.
 
         Parameters

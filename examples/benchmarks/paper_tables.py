@@ -8,7 +8,7 @@ Each row is trained without labels on the first n-train images; a linear SVM, th
 which the paper has not, are fitted on their labels for each layer and measured on the last 10,000 images of the file,
 which nothing here trains or tunes on. The parameters of a row are those of its objective; the others are
 DIMTransformer's defaults, for budgets far below the paper's 1000 epochs. --set changes any of them, so the paper's own
-training is
+training of DIM(L) is
 
     --budget 1000ep --set mi_units=2048 batch_size=64 lr=1e-4 lr_schedule=constant
 

@@ -13,7 +13,7 @@ __all__ = ["ResNetEncoder"]
 
 
 class ResNetEncoder(ConvolutionalEncoder):
-    """Residual encoder of 19 layers: a strided convolution, six bottleneck blocks, two linear layers.
+    """Residual encoder: a strided convolution, six bottleneck blocks of three convolutions each, two linear layers.
 
     For 32 x 32 images: a 3 x 3 convolution 64 of stride 2; two blocks 64 -> 256; one 128 -> 512 of stride 2 (the local
     features, 8 x 8); one 128 -> 512; two 256 -> 1024, the first of stride 2; linear 1024; linear `n_components`. Batch
