@@ -206,8 +206,9 @@ class EmbeddingDisplay:
             for i, label in enumerate(np.unique(labels)):
                 is_it = labels == label
                 frames[np.flatnonzero(known)[is_it]] = color = COLORS[i % len(COLORS)]
-                # Each five classes have another one, and each time that colours and markers have come round.
-                marker = MARKERS[(i // 5 + i // 40) % len(MARKERS)]
+                # Each five classes have another one, shifted each time that colours and markers have come round.
+                turn = i // 5
+                marker = MARKERS[(turn + turn // len(MARKERS)) % len(MARKERS)]
                 classes.append(scatter(x[is_it], y[is_it], color=color, marker=marker, label=str(label)))
                 # An empty text is shown as Python shows it.
                 names.append(str(label) or repr(""))

@@ -1,9 +1,9 @@
 """Encoders: from a batch of images to an embedding and the map of local features on the way.
 
 An encoder is an ``nn.Module`` built as ``Encoder(image_shape, n_components)`` whose ``forward`` maps images of shape
-(N, C, H, W) to ``(embedding, features)``: the embedding of shape (N, n_components), or a map of embeddings of shape (N,
-n_components, gh, gw), and the local features of shape (N, K, h, w). Those that have a name also have ``layers``, which
-returns everything `output_layer` can name; `LayerEncoder` makes an encoder of any network.
+(N, C, H, W) to ``(embedding, features)``: the embedding of shape (N, n_components), or a map of embeddings of shape
+(N, n_components, gh, gw), and the local features of shape (N, K, h, w). Those that have a name also have ``layers``,
+which returns everything `output_layer` can name; `LayerEncoder` makes an encoder of any network.
 """
 
 from skdim.encoders.adapter import LayerEncoder
