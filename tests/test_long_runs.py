@@ -41,9 +41,9 @@ def test_many_fits_take_no_more_memory_and_no_more_threads(digits, tmp_path, n_f
     grown = (resident_bytes() - memory) / n_fits
     # The encoder's weights alone are 8 MB.
     assert grown < 0.5e6, f"{grown / 1e6:.2f} MB a fit"
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/task")) == n_tasks
-    # One that a test before has left open may be closed meanwhile.
+    # There may be fewer, of what tests before had left to the garbage collector.
+    assert threading.active_count() <= threads
+    assert len(os.listdir("/proc/self/task")) <= n_tasks
     assert len(os.listdir("/proc/self/fd")) <= n_descriptors
     counted("fits in one process", n_fits)
 
