@@ -387,8 +387,9 @@ class PriorNoise(nn.Module):
     Critics read :math:`y + Z` in place of y, with Z independent noise. Of all embeddings of bounded variance the
     normally distributed ones carry the most information through normal noise, so that maximising the mutual information
     brings the embedding to the prior (Butakov et al., arXiv:2410.06993). Of those of bounded range, the uniformly
-    distributed ones nearly do so through uniform noise, as long as it is narrow: with a share s of the range, 1 + 1/s
-    equally spaced points carry ``log(1 + 1/s)`` a dimension, the uniform distribution ``log(1/s) + s/2``.
+    distributed ones nearly do so through uniform noise, as long as it is narrow: with a share s of the range, the
+    inverse of a whole number, 1 + 1/s equally spaced points carry ``log(1 + 1/s)`` a dimension, the uniform
+    distribution ``log(1/s) + s/2``.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 __all__ = ["donsker_varadhan", "f_divergence", "infonce", "jsd"]
 
@@ -103,7 +103,8 @@ EXP_LIMIT = 10.0
 
 def _exp(scores: Tensor) -> Tensor:
     """Exponential that grows linearly beyond EXP_LIMIT, so that neither it nor its gradient can overflow."""
-    return torch.exp(scores.clamp(max=EXP_LIMIT)) * (1 + (scores - EXP_LIMIT).clamp(min=0))
+    # Not clamp(min=0), which at the limit has a gradient, too, and would double it.
+    return torch.exp(scores.clamp(max=EXP_LIMIT)) * (1 + relu(scores - EXP_LIMIT))
 
 
 def _f_divergence(positive_term: Callable[[Tensor], Tensor], negative_term: Callable[[Tensor], Tensor]) -> Objective:

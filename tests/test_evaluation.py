@@ -533,14 +533,16 @@ def test_the_scorer_without_labels_ranks_trained_untrained_and_collapsed(all_dig
     assert scores[2] < 0.01
 
 
-def test_the_scorer_without_labels_sees_no_linear_map_of_the_embedding(all_digits, trained):
-    X = all_digits[0][1000:1400]
+@pytest.mark.parametrize("condition", [1, 10])
+def test_the_scorer_without_labels_sees_no_linear_map_of_the_embedding(all_digits, trained, condition):
+    X = all_digits[0][1000:1600]
     score = retrieval_scorer(trained, X)
     mixed = clone(trained).set_params(max_epochs=0).fit(X)
     mixed.__dict__.update(trained.__dict__)
     rng = np.random.default_rng(0)
-    rotation, _ = np.linalg.qr(rng.standard_normal((64, 64)))
-    mixed.transform = lambda X: 100 * trained.transform(X) @ rotation + 5
+    turns = [np.linalg.qr(rng.standard_normal((64, 64)))[0] for _ in range(2)]
+    stretched = turns[0] * np.geomspace(1, condition, 64) @ turns[1]
+    mixed.transform = lambda X: 100 * trained.transform(X) @ stretched + 5
     assert retrieval_scorer(mixed, X) == pytest.approx(score, abs=0.01)
 
 

@@ -44,8 +44,9 @@ def ms_ssim(first: Tensor, second: Tensor, *, data_range: float) -> Tensor:
     A window of 11 x 11 pixels weighs neighbours by a Gaussian of 1.5 pixels, without padding; each scale halves the
     images by averaging 2 x 2 pixels. There are as many of the five scales as still hold a window, and their exponents
     are scaled to a sum of 1: 32 x 32 images have two, 176 pixels a side take all. A smaller window, the largest odd one
-    that fits, serves images with a side of less than 11 pixels. A scale's contrast and structure are averaged over the
-    image before they are raised to their exponent, as luminance is on the coarsest scale; averages below 0 count as 0.
+    that fits, serves images with a side of less than 11 pixels. The product of contrast and structure, on the
+    coarsest scale that of luminance too, is averaged over the image before it is raised to the scale's exponent;
+    averages below 0 count as 0.
 
     Parameters
     ----------

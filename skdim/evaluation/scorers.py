@@ -101,15 +101,16 @@ def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     to its size. For each crop, the other crops of all images are ranked by the cosine similarity of their embeddings;
     the score is the mean reciprocal rank of the image's own. The similarity is taken in canonical directions, whitened
     and weighed by signal (what two crops of an image share) to noise (what they don't). These are learned on one half
-    of the images and the score is taken on the other, both ways. Embeddings wider than 256 are reduced to principal
-    components first.
+    of the images and the score is taken on the other, both ways. Embeddings wider than 256, or than a half has images,
+    are reduced to as many principal components first.
 
     It can be compared between settings because nothing of a setting is in it: no loss, weight or discriminator, and the
     same task for all. Ranks do not change with the scale of an embedding and, through the canonical directions, hardly
-    with any other invertible linear map, which a linear probe could undo too, as long as no direction is hundreds of
-    times as wide as the others. Chance is ``(1 + 1/2 + ... + 1/m) / m`` for the m images in a half, 0.007 for 1000, and
-    an embedding that has collapsed to a point scores no more: tied ranks count as their mean. Scores of different
-    images, of different numbers of them or behind different steps of a pipeline can't be compared.
+    with any other invertible linear map, which a linear probe could undo too, as long as no direction is a hundred
+    times as wide as the others, the embedding no wider than 256, and a half of several times as many images as that.
+    Chance is ``(1 + 1/2 + ... + 1/m) / m`` for the m images in a half, 0.007 for 1000, and an embedding that has
+    collapsed to a point scores no more: tied ranks count as their mean. Scores of different images, of different
+    numbers of them or behind different steps of a pipeline can't be compared.
 
     It tells whether parts of an image are recognised as parts of one thing, which is what Deep InfoMax and its kin
     train for. It does not tell whether classes are told apart: what sets one image off from all others may be
