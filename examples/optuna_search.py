@@ -36,21 +36,16 @@ class Pruning(Callback):
     ----------
     trial : optuna.Trial
         Gets the scores.
-    reader : DIMTransformer
-        Fitted on the same images; its encoder gets the weights of the one in training. That one is left alone: in
-        training mode, its batch norms would learn from the images of the score.
     score : callable
-        ``score(reader)`` returns a number.
+        ``score()`` returns a number, of the transformer as it is by then.
     """
 
-    def __init__(self, trial, reader, score):
+    def __init__(self, trial, score):
         self.trial = trial
-        self.reader = reader
         self.score = score
 
     def on_epoch_end(self, net, **kwargs):
-        self.reader.encoder_.load_state_dict(net.module_.encoder.state_dict())
-        self.trial.report(self.score(self.reader), step=len(net.history))
+        self.trial.report(self.score(), step=len(net.history))
         if self.trial.should_prune():
             raise optuna.TrialPruned
 
@@ -62,8 +57,9 @@ def objective(trial, max_epochs, X, score):
         "prior_weight": trial.suggest_float("prior_weight", 0.01, 1.0, log=True),
         "lr": trial.suggest_float("lr", 2e-4, 1e-2, log=True),
     }
-    pruning = Pruning(trial, DIMTransformer(max_epochs=0, random_state=0).fit(X), score)
-    return score(DIMTransformer(**params, max_epochs=max_epochs, callbacks=[pruning], random_state=0).fit(X))
+    dim = DIMTransformer(**params, max_epochs=max_epochs, random_state=0)
+    dim.set_params(callbacks=[Pruning(trial, lambda: score(dim))]).fit(X)
+    return score(dim)
 
 
 def main():

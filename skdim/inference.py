@@ -44,7 +44,7 @@ def encode(
     Parameters
     ----------
     encoder : nn.Module
-        In evaluation mode, on the device of `standardize`.
+        On the device of `standardize`; its modes are kept.
     images : Images or LoadedImages
         Any number of images that is known.
     standardize : Standardizer
@@ -74,7 +74,8 @@ def encode(
     batch_size = CUDA_BATCH if on_cuda else _cpu_batch(images.shape)
     start = 0
     are_finite = torch.ones((), dtype=torch.bool, device=standardize.device)
-    with usual_torch(standardize.device), torch.inference_mode(), full_float32:
+    # In training, between whose steps a callback may ask, it is not in evaluation mode.
+    with usual_torch(standardize.device), torch.inference_mode(), full_float32, evaluating(encoder):
         for rest in images.chunks(batch_size):
             while len(rest):
                 batch = rest[:batch_size]

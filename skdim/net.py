@@ -403,6 +403,13 @@ class DIMNet(NeuralNet):
         if iterator is None:
             return
         self.module_.train()
+        try:
+            self._run_steps(iterator, step_fn)
+        finally:
+            # Callbacks may compute embeddings after an epoch, from which batch norms are not to learn.
+            self.module_.eval()
+
+    def _run_steps(self, iterator: Batches, step_fn: Callable[[Tensor], dict[str, Tensor]]) -> None:
         self._choose_step()
         watch_batches = any(acts_on_batches(callback) for _, callback in self.callbacks_)
         start = time.perf_counter()

@@ -60,7 +60,6 @@ def test_a_trial_that_is_given_up_leaves_nothing_broken(digits):
     optuna = pytest.importorskip("optuna")
     Pruning = runpy.run_path(str(EXAMPLES / "optuna_search.py"))["Pruning"]
     X = digits[0]
-    reader = DIMTransformer(max_epochs=0, random_state=0).fit(X)
     params = {"max_epochs": 2, "random_state": 0}
 
     def score(dim):
@@ -68,7 +67,7 @@ def test_a_trial_that_is_given_up_leaves_nothing_broken(digits):
 
     def train(study, dim):
         trial = study.ask()
-        dim.set_params(callbacks=[Pruning(trial, reader, score)]).fit(X)
+        dim.set_params(callbacks=[Pruning(trial, lambda: score(dim))]).fit(X)
         return trial
 
     # No score is as high, so that the first one ends the trial.

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import skorch.callbacks as skorch_callbacks
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -15,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import BatchScoring, Callback, EarlyStopping, EpochScoring, MlflowLogger, PrintLog, TensorBoard
 
 from skdim import DIMTransformer
+from skdim.evaluation import knn_scorer
 from skdim.monitoring import StopTraining
 
 
@@ -242,6 +244,32 @@ def test_a_callback_of_the_users_ends_training_and_the_others_see_the_epoch_end(
     dim = small(max_epochs=5, lr_schedule="constant", callbacks=[stop, after]).fit(digits[0])
     assert dim.n_iter_ == after.n_epochs == n_epochs
     assert np.isfinite(dim.transform(digits[0])).all()
+
+
+def looking(look, at):
+    """Make a callback that calls a function at the end of each epoch or batch."""
+    return type("Looks", (Callback,), {f"on_{at}_end": lambda self, net, **_: look(net)})()
+
+
+@pytest.mark.parametrize("at", ["epoch", "batch"])
+def test_a_callback_may_embed_images_and_changes_nothing_in_training(digits, at):
+    X = digits[0]
+    seen = []
+
+    def embed(net):
+        seen.append(np.array_equal(dim.transform(X)[:5], dim.transform(X[:5])))
+        return knn_scorer(dim, X, digits[1])
+
+    dim = small(callbacks=[looking(embed, at)], batch_size=50)
+    embeddings = dim.fit_transform(X)
+    assert seen == [True] * (2 if at == "epoch" else 4)
+    assert np.array_equal(embeddings, small(batch_size=50).fit_transform(X))
+
+
+def test_the_network_is_in_evaluation_mode_between_epochs(digits):
+    images = torch.from_numpy(digits[0]).float().view(-1, 1, 8, 8)
+    embeddings = small(callbacks=[looking(lambda net: net.module_.encoder(images), "epoch")]).fit_transform(digits[0])
+    assert np.array_equal(embeddings, small().fit_transform(digits[0]))
 
 
 @needs_callbacks
