@@ -1,12 +1,37 @@
 """Checks of parameters that go beyond types and ranges, before any work."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from skdim.model import NEGATIVES
 from skdim.notices import warn
 
-__all__ = ["check_negatives", "check_units", "check_weights"]
+__all__ = ["check_negatives", "check_numbers", "check_units", "check_weights"]
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Check that numbers are numbers to torch, too, which takes no truth values nor integers of any length.
+
+    Parameters
+    ----------
+    values : mapping of str to int, float or None
+        Parameters by name, each in its range.
+
+    Raises
+    ------
+    ValueError
+        If one is True or False, or an integer beyond float64.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be a number, got {value}.")
+        try:
+            float(value or 0)
+        except OverflowError as error:
+            raise ValueError(f"{name} must be a number within float64, got {reprlib.repr(value)}.") from error
 
 
 def check_weights(weights: Mapping[str, float], prior_matching: str) -> None:
@@ -41,14 +66,14 @@ def check_weights(weights: Mapping[str, float], prior_matching: str) -> None:
         )
 
 
-def check_negatives(negatives: Any, critics: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def check_negatives(negatives: Any, critics: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Bring the parameter `negatives` to one form.
 
     Parameters
     ----------
     negatives : str, sequence of str, or dict of these
         As in `DIMTransformer`.
-    critics : iterable of str
+    critics : sequence of str
         The critics that are trained, of "local" and "global".
 
     Returns
@@ -63,7 +88,8 @@ def check_negatives(negatives: Any, critics: Iterable[str]) -> dict[str, tuple[s
     """
     by_critic = dict(negatives) if isinstance(negatives, Mapping) else dict.fromkeys(("local", "global"), negatives)
     if not set(critics) <= set(by_critic) <= {"local", "global"}:
-        raise ValueError(f"negatives as a dict must name the critics {sorted(critics)}, got {negatives!r}.")
+        wanted = f"the critics {sorted(critics)}" if critics else "critics of ['global', 'local']"
+        raise ValueError(f"negatives as a dict must name {wanted}, got {negatives!r}.")
     schemes = {name: (value,) if isinstance(value, str) else value for name, value in by_critic.items()}
     if not all(isinstance(value, list | tuple) and value and _are_schemes(value) for value in schemes.values()):
         raise ValueError(

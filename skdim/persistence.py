@@ -7,6 +7,7 @@ or unpickled by a name that it holds.
 
 import os
 import reprlib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -49,6 +50,8 @@ NOT_STORED = ("callbacks", "checkpoint_dir")
 MAX_IMAGE_VALUES = 1 << 32
 # Most of a message that may quote the file.
 MAX_REASON = 300
+# Most entries of a list or dict that is a parameter, and how deep they may lie.
+MAX_ENTRIES, MAX_DEPTH = 100, 5
 
 
 @dataclass(frozen=True)
@@ -182,13 +185,16 @@ def save_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator
     Raises
     ------
     ValueError
-        If history and column names are more than `load_model` reads.
+        If history and column names are more than `load_model` reads, or the latter have control characters.
 
     Warns
     -----
     UserWarning
         If parameters are left out. `load_model` gives them their defaults.
     """
+    for name in model.feature_names or ():
+        if not _is_column_name(name):
+            raise ValueError(f"The column name {name!r} has control characters, which `load` does not take.")
     tensors = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
     tensors |= to_tensors({"mean": model.mean, "std": model.std})
     content = {
@@ -240,7 +246,8 @@ def load_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator
             return _read(file, estimator_class, encoder)
     except InvalidFileError as error:
         # Quotes from the file may hold codes that act on a terminal, also where a traceback shows the first error.
-        reason = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
+        words = " ".join(str(error)[: 4 * MAX_REASON].split())
+        reason = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
         raise InvalidFileError(
             f"{os.fspath(path)!r} cannot be loaded by {estimator_class.__name__}.load: "
             f"{reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + '...'}."
@@ -294,9 +301,18 @@ def _is_positive_int(value: Any) -> bool:
 
 def _is_history(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(epoch, dict) and "loss" in epoch and all(type(number) in (int, float) for number in epoch.values())
-        for epoch in value
+        isinstance(epoch, dict) and "loss" in epoch and all(map(_is_number, epoch.values())) for epoch in value
     )
+
+
+def _is_number(value: Any) -> bool:
+    # Integers may be beyond float64.
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+
+
+def _is_column_name(value: Any) -> bool:
+    """Tell names of columns, which errors quote, from texts with codes that act on a terminal."""
+    return isinstance(value, str) and not any(unicodedata.category(c) == "Cc" and c not in "\t\n\r" for c in value)
 
 
 def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]) -> None:
@@ -323,7 +339,7 @@ def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]
         "channels_last": isinstance(content["channels_last"], bool),
         "trained_on_uint8": isinstance(content["trained_on_uint8"], bool),
         "history": _is_history(content["history"]),
-        "feature_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+        "feature_names": names is None or (isinstance(names, list) and all(map(_is_column_name, names))),
         "versions": isinstance(versions, dict)
         and "skdim" in versions
         and all(isinstance(version, str) for version in versions.values()),
@@ -399,14 +415,22 @@ def _params_from_json(estimator_class: type[BaseEstimator], stored: Any, encoder
     return params
 
 
-def _from_json(value: Any) -> Any:
+def _from_json(value: Any, depth: int = 0) -> Any:
+    kind, items = type(value), value
     if isinstance(value, dict):
         if value.keys() == {"tuple"} and isinstance(value["tuple"], list):
-            return tuple(_from_json(item) for item in value["tuple"])
-        if value.keys() == {"dict"} and isinstance(value["dict"], dict):
-            return {key: _from_json(item) for key, item in value["dict"].items()}
-        raise TypeError("a JSON object stands for a tuple or a dict only")
-    return [_from_json(item) for item in value] if isinstance(value, list) else value
+            kind, items = tuple, value["tuple"]
+        elif value.keys() == {"dict"} and isinstance(value["dict"], dict):
+            items = value["dict"]
+        else:
+            raise TypeError("a JSON object stands for a tuple or a dict only")
+    if kind not in (list, tuple, dict):
+        return value
+    if len(items) > MAX_ENTRIES or depth > MAX_DEPTH:
+        raise ValueError(f"a list or dict has more than {MAX_ENTRIES} entries, or lies too deep in others")
+    if kind is dict:
+        return {key: _from_json(item, depth + 1) for key, item in items.items()}
+    return kind(_from_json(item, depth + 1) for item in items)
 
 
 def _build(encoder: Any, image_shape: ImageShape, width: int, options: dict[str, bool]) -> nn.Module:

@@ -22,8 +22,10 @@ from skdim.atomic import write_atomically
 
 __all__ = ["InvalidFileError", "check_names", "check_shapes", "read_header", "read_tensors", "write_tensor_file"]
 
-# Ten thousand epochs or columns fit; the most wasteful JSON of this size takes 0.1 GB to parse.
+# Ten thousand epochs or columns fit.
 MAX_HEADER_BYTES = 1 << 22
+# Lists and objects in it, each of which takes a hundred times its two characters in memory.
+MAX_CONTAINERS = 1 << 16
 
 # How files of other kinds begin. As lengths of headers, all of these are far beyond the most.
 FOREIGN = {
@@ -61,10 +63,11 @@ def write_tensor_file(path: str | os.PathLike[str], content: dict[str, Any], ten
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(content | {"tensors_sha256": _digest(tensors)}, allow_nan=False)
     data = safetensors.torch.save(tensors, {"skdim": text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
-    if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER_BYTES or _count_containers(data[8 : 8 + length]) > MAX_CONTAINERS:
         raise ValueError(
             "History, column names and the rest of what is to be saved beside the weights are too long: they take more "
-            f"than {MAX_HEADER_BYTES} bytes."
+            f"than {MAX_HEADER_BYTES} bytes or {MAX_CONTAINERS} lists and dicts."
         )
     write_atomically(Path(path), data)
 
@@ -127,7 +130,14 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, An
     return declared, content, digest
 
 
+def _count_containers(text: bytes) -> int:
+    """Count lists and objects in a JSON text, and brackets in its strings."""
+    return text.count(b"[") + text.count(b"{")
+
+
 def _parse_json(text: bytes, name: str) -> dict[str, Any]:
+    if _count_containers(text) > MAX_CONTAINERS:
+        raise InvalidFileError(f"its {name} has more than {MAX_CONTAINERS} lists and objects")
     try:
         value = json.loads(
             text.decode(), object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_refuse_constant

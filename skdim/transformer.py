@@ -49,7 +49,7 @@ from skdim.monitoring import CallbackSupportMixin, FitTask, Progress, training_a
 from skdim.net import DIMNet
 from skdim.notices import warn
 from skdim.objectives import OBJECTIVES
-from skdim.parameters import check_negatives, check_units, check_weights
+from skdim.parameters import check_negatives, check_numbers, check_units, check_weights
 from skdim.persistence import FittedModel, load_model, restore_encoder, save_model, to_arrays, to_tensors
 from skdim.randomness import private_rng, seeded_generators
 from skdim.statistics import SMALLEST_SPREAD, channel_statistics
@@ -797,10 +797,11 @@ class DIMTransformer(
         watchers: Sequence[Callback] = (),
     ) -> None:
         weights = {
-            "local": self.local_weight,
-            "global": self.global_weight,
-            "prior": self.prior_weight,
-            "coordinate": self.coordinate_weight,
+            # torch takes no integers of any length.
+            "local": float(self.local_weight),
+            "global": float(self.global_weight),
+            "prior": float(self.prior_weight),
+            "coordinate": float(self.coordinate_weight),
         }
         heed_fork()
         with ExitStack() as stack:
@@ -854,7 +855,7 @@ class DIMTransformer(
             records = self.net_.train(
                 batches,
                 epochs,
-                self.lr,
+                float(self.lr),
                 lr_schedule,
                 callbacks,
                 progress.step,
@@ -867,6 +868,12 @@ class DIMTransformer(
             with private_rng(net_seed, device):
                 self._check_finite_embeddings(images)
         self.__dict__.update(training_attributes(self.history_ + records))
+
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        kinds = self._parameter_constraints
+        check_numbers({name: getattr(self, name) for name in kinds if isinstance(kinds[name][0], Interval)})
+        check_negatives(self.negatives, [])
 
     def _check_objective(self, weights: dict[str, float]) -> dict[str, tuple[str, ...]]:
         """Check what the loss is made of, and return the schemes of negatives of each critic."""

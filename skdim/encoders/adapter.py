@@ -89,16 +89,23 @@ class LayerEncoder(nn.Module):
 
     def _probe(self, image_shape: ImageShape) -> Tensor:
         """Check what network and layer return for two blank images; return the network's output."""
-        images = torch.zeros(2, *image_shape)
+        shape = (2, *image_shape)
         name = type(self.network).__name__
         try:
             with evaluating(self.network):
-                output, features = self._run(images)
+                try:
+                    # Shapes alone, of images of which a file from a stranger may have said how large they are.
+                    output, features = self._run(torch.zeros(shape, device="meta"))
+                except InvalidEncoderError:
+                    raise
+                except Exception:
+                    # What a network does may depend on values.
+                    output, features = self._run(torch.zeros(shape))
         except InvalidEncoderError:
             raise
         except Exception as error:
             raise InvalidEncoderError(f"network {name} cannot take images of shape {image_shape}: {error}") from error
-        where = f"for images of shape {tuple(images.shape)}"
+        where = f"for images of shape {shape}"
         if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != 2:
             raise InvalidEncoderError(
                 f"network must return a tensor of shape (N, d) or (N, K, h, w); {where} {name} returned "
