@@ -166,24 +166,29 @@ class Checkpoints:
             self._lock = None
 
     def _read_newest(self) -> dict[str, Any] | None:
-        damaged: list[tuple[Path, ValueError]] = []
+        damaged: list[tuple[Path, Exception]] = []
         for path in self._paths():
             try:
                 content = unpack(path.read_bytes())
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 damaged.append((path, error))
                 continue
             self._check_identity(content["identity"])
-            for bad_path, reason in damaged:
+            for bad_path, error in damaged:
+                reason = _reason(error)
                 warn(f"The checkpoint {str(bad_path)!r} is damaged ({reason}); training goes on from {path.name}.")
             logger.info("Training goes on from %s", path)
             # A process may have been killed before it did so.
             self._remove_older_than(path)
             return content["state"]
+        for _, error in damaged:
+            # What cannot be read now may be whole.
+            if isinstance(error, OSError):
+                raise error
         if damaged:
             raise ValueError(
-                f"All checkpoints in checkpoint_dir={str(self.folder)!r} are damaged ({damaged[0][1]}). Empty the "
-                "directory to start anew."
+                f"All checkpoints in checkpoint_dir={str(self.folder)!r} are damaged ({_reason(damaged[0][1])}). Empty "
+                "the directory to start anew."
             )
         return None
 
@@ -199,6 +204,10 @@ class Checkpoints:
                 f"checkpoint_dir={str(self.folder)!r} holds the training of other {what} ({differences}). Use another "
                 "directory, or empty this one to start anew."
             )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _epoch(path: Path) -> int:

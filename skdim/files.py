@@ -29,7 +29,7 @@ SUFFIXES = {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".p
 BLOCK = 256
 # Ends a cache, before the digest of what it was made of.
 CACHE_MARK = b"skdim images "
-# Of the EXIF standard: how a camera was held. From 5 on the sides are swapped.
+# Of the EXIF standard: how a camera was held. From 5 to 8, the last there is, the sides are swapped.
 ORIENTATION_TAG = 0x0112
 # Of TIFF: bits of each sample, samples of a pixel, and whether they lie in a plane each.
 BITS_TAG, SAMPLES_TAG, PLANES_TAG = 258, 277, 284
@@ -62,10 +62,10 @@ def read_images(
     Parameters
     ----------
     files : str or path-like, or sequence of str, path-like or PIL.Image.Image
-        At least one image, of any format that Pillow reads; of an animation or a stack of pages only the first, or the
-        one to which a Pillow image was brought by its ``seek``. A folder stands for
-        the image files in it and in the folders in it, in the order of their paths, but for hidden ones; these are
-        files whose names end in ".jpg", ".png", ".tif" and the like.
+        At least one image, of any format that Pillow reads by itself, so no PostScript; of an animation or a stack of
+        pages only the first, or the one to which a Pillow image was brought by its ``seek``. A folder stands for the
+        image files in it and in the folders in it, in the order of their paths, but for hidden ones; these are files
+        whose names end in ".jpg", ".png", ".tif" and the like.
     size : tuple of int, default=None
         Height and width to scale all images to, whatever their proportions. With None, all must have one size.
     mode : {"L", "RGB", "RGBA"}, default=None
@@ -253,6 +253,8 @@ def _opened(index: int, file: Any) -> Iterator[Any]:
     pillow = _pillow()
     try:
         with pillow.Image.open(file) as image:
+            if image.format == "EPS":
+                raise ValueError("it is a PostScript program, which Pillow would have Ghostscript run")
             yield image
     # A broken file may raise anything in Pillow's decoders.
     except Exception as error:
@@ -269,7 +271,7 @@ def _read_header(index: int, file: Any) -> tuple[tuple[int, int], str, int, str]
     """Height and width, "L", "RGB" or "deep", the number of pages, and what Pillow leaves out, of an image."""
     with _opened(index, file) as image:
         height, width = image.height, image.width
-        if image.getexif().get(ORIENTATION_TAG, 1) >= 5:
+        if image.getexif().get(ORIENTATION_TAG, 1) in (5, 6, 7, 8):
             height, width = width, height
         kind = "L" if image.mode in GREY_MODES else "deep" if image.mode in DEEP_MODES else "RGB"
         return (height, width), kind, _count_pages(image), _find_loss(image)

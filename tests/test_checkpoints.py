@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -345,6 +346,30 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_it_used(X, tmp_path, h
         assert_same_bits(resumed, expected)
         assert names(folder) == ["epoch-000002.safetensors", "epoch-000003.safetensors"]
         counted("damaged checkpoints found")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(X, tmp_path, monkeypatch):
+    broken_off(X, tmp_path, 3)
+    newest = tmp_path / max(names(tmp_path))
+    read = Path.read_bytes
+
+    def read_from_failing_disk(path):
+        if path == newest:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_from_failing_disk)
+    message = rf"{newest.name}' is damaged \(Input/output error\); training goes on from epoch-000001"
+    with pytest.warns(UserWarning, match=message):
+        resumed = small(tmp_path).fit(X)
+    assert_same_bits(resumed, small().fit(X))
+
+
+def test_checkpoints_that_cannot_be_read_are_not_said_to_be_damaged(X, tmp_path):
+    for epoch in (1, 2):
+        (tmp_path / f"epoch-{epoch:06}.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"checkpoint_dir=.* cannot be used: Is a directory"):
+        small(tmp_path).fit(X)
 
 
 def test_going_on_is_told_to_the_log(X, tmp_path, caplog):

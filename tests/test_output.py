@@ -148,6 +148,7 @@ def test_modes(images, mode, expected, tmp_path):
         (6, lambda stored: np.rot90(stored, k=-1)),
         (7, lambda stored: np.rot90(stored, k=2).swapaxes(0, 1)),
         (8, np.rot90),
+        (9, lambda stored: stored),  # there is none of that number
     ],
 )
 def test_images_are_turned_as_the_camera_says(tmp_path, orientation, as_seen):
@@ -155,6 +156,13 @@ def test_images_are_turned_as_the_camera_says(tmp_path, orientation, as_seen):
     exif[0x0112] = orientation
     Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(read_images([tmp_path / "turned.png"])[0], as_seen(RGB))
+
+
+def test_no_program_is_started_for_a_file_that_is_one(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "photo.jpg")
+    with pytest.raises(OSError, match=r"Image 0, '.*photo.jpg', cannot be read: it is a PostScript program"):
+        read_images(tmp_path)
 
 
 def test_a_column_of_paths_or_images_is_read_in_its_order(tmp_path):
