@@ -92,7 +92,10 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a module to a device, its 2-D convolutions in the channels_last layout that they compute fastest in."""
     module.to(device)
     for parameter in module.parameters():
-        if parameter.ndim == 4:
+        if parameter.ndim == 4 and parameter.shape[1] == 1:
+            # Of one channel every layout is every other to torch, but by its strides, which choose the kernel.
+            parameter.data = parameter.data.contiguous()[:, 0, :, :, None].permute(0, 3, 1, 2)
+        elif parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return module
 

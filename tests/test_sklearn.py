@@ -43,6 +43,15 @@ def test_layouts_and_rows_of_the_same_images_give_the_same_bits(colour_images):
     assert np.array_equal(expected, channels_last.fit_transform(rows))
 
 
+@pytest.mark.parametrize("augmentation", [None, "standard"])
+def test_layouts_of_the_same_grey_images_give_the_same_bits(digits, augmentation):
+    X = digits[0][:100].reshape(-1, 8, 8).astype(np.uint8)
+    dim = DIMTransformer(n_components=4, max_epochs=1, augmentation=augmentation, random_state=0)
+    expected = dim.fit_transform(X)
+    for same in (X[:, None], X[..., None], X[..., None].transpose(0, 3, 1, 2), X.reshape(-1, 64)):
+        assert np.array_equal(clone(dim).fit_transform(same), expected)
+
+
 def test_grid_search_has_the_same_best_score_for_any_n_jobs(digits):
     X, y = digits
     grid = {"dim__local_weight": [0.5, 1.0], "dim__global_weight": [0.0, 0.5], "dim__prior_weight": [0.1]}
