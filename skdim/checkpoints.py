@@ -166,7 +166,7 @@ class Checkpoints:
             self._lock = None
 
     def _read_newest(self) -> dict[str, Any] | None:
-        damaged: list[tuple[Path, Exception]] = []
+        damaged: list[tuple[Path, ValueError | OSError]] = []
         for path in self._paths():
             try:
                 content = unpack(path.read_bytes())
@@ -174,17 +174,17 @@ class Checkpoints:
                 damaged.append((path, error))
                 continue
             self._check_identity(content["identity"])
-            for bad_path, error in damaged:
-                reason = _reason(error)
+            for bad_path, failure in damaged:
+                reason = _reason(failure)
                 warn(f"The checkpoint {str(bad_path)!r} is damaged ({reason}); training goes on from {path.name}.")
             logger.info("Training goes on from %s", path)
             # A process may have been killed before it did so.
             self._remove_older_than(path)
             return content["state"]
-        for _, error in damaged:
+        for _, failure in damaged:
             # What cannot be read now may be whole.
-            if isinstance(error, OSError):
-                raise error
+            if isinstance(failure, OSError):
+                raise failure
         if damaged:
             raise ValueError(
                 f"All checkpoints in checkpoint_dir={str(self.folder)!r} are damaged ({_reason(damaged[0][1])}). Empty "
@@ -206,7 +206,7 @@ class Checkpoints:
             )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: ValueError | OSError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -1075,6 +1075,11 @@ class DIMTransformer(
                 f"Training cannot go on: the fitted encoder is {self._encoder_spec!r} with n_components={width}, but "
                 f"the parameters now are encoder={self.encoder!r} and n_components={self.n_components}."
             )
+        if self.image_shape is not None and check_image_shape(self.image_shape) != self.image_shape_:
+            raise ValueError(
+                f"Training cannot go on: the fitted encoder takes images of shape {self.image_shape_}, but now "
+                f"image_shape={self.image_shape!r}."
+            )
         if self._get_encoder_options() != self._encoder_options:
             raise ValueError(
                 "Training cannot go on: multiple_globals, prior, prior_weight or prior_matching were changed since the "

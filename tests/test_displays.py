@@ -110,6 +110,26 @@ def test_embedding_by_class(fitted, colour_images):
     assert display.ax_.get_xlabel() == "Principal component 1"
 
 
+def test_sizes_and_colours_of_each_image_go_with_it():
+    coordinates, y = np.arange(12.0).reshape(6, 2), np.array(["a", "b", "a", None, "b", "b"], dtype=object)
+    sizes, values = np.arange(10, 16), [5.0, 1.0, 4.0, 2.0, 3.0, 9.0]
+    drawn = EmbeddingDisplay(coordinates, y=y).plot(s=sizes, c=values, linewidths=list(range(6))).ax_.collections
+    for points, rows in zip(drawn, ([3], [0, 2], [1, 4, 5]), strict=True):
+        assert points.get_offsets().tolist() == coordinates[rows].tolist()
+        assert points.get_sizes().tolist() == sizes[rows].tolist()
+        assert list(points.get_linewidths()) == rows
+        assert points.get_array().tolist() == [values[row] for row in rows]
+        assert points.get_clim() == (1, 9)
+
+
+def test_a_name_with_dollars_is_no_formula_and_coordinates_may_be_a_frame():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": [0.0, 9.0], "y": [0.0, 9.0]}, index=[7, 8])
+    display = EmbeddingDisplay(frame, y=["$a{b$", "c"], pictures=np.zeros((2, 4, 4, 3))).plot(n_thumbnails=2)
+    display.figure_.canvas.draw()
+    assert sorted(display.thumbnails_) == [0, 1]
+
+
 def test_embedding_by_value_has_a_colour_bar(fitted, colour_images):
     X, _ = colour_images
     values = np.linspace(0.1, 2.3, len(X))
@@ -245,9 +265,9 @@ def test_score_maps(colour_images, params, with_background):
     X, _ = colour_images
     dim = small(**params).fit(X)
     shown, others = (X[:3], X[10:50]) if with_background else (X[:35], X[:35])
+    critic = dim.discriminators_["local"].train()
     display = ScoreMapDisplay.from_estimator(dim, shown, background=others if with_background else None)
 
-    critic = dim.discriminators_["local"]
     assert critic.training
     standardized = [
         torch.from_numpy((images / 255 - dim.mean_[:, None, None]) / dim.std_[:, None, None]).float()

@@ -434,6 +434,28 @@ def test_the_untrained_encoder_of_a_table_has_the_shape_of_the_trained_one(colou
     assert table["linear"].iloc[2] == expected
 
 
+def test_the_untrained_encoder_of_a_table_is_the_network_that_was_fitted(digits):
+    X, y = digits
+    params = {"multiple_globals": True, "prior": "normal", "prior_matching": "noise"}
+    dim = DIMTransformer(8, max_epochs=1, random_state=0, **params).fit(X)
+    expected = evaluate(dim, X[:200], y[:200], X[200:], y[200:], probes=["knn"])
+    dim.set_params(n_components=4, encoder="stride1", multiple_globals=False, prior="uniform", occlusion=True)
+    changed = evaluate(dim, X[:200], y[:200], X[200:], y[200:], probes=["knn"])
+    assert changed.equals(expected)
+
+
+@pytest.mark.parametrize(
+    "probe", [MLPProbe(lr=1e30, max_epochs=3), FineTunedClassifier(None, lr=1e30, encoder_lr=1e30, max_epochs=3)]
+)
+def test_a_probe_that_diverges_says_so(digits, trained, probe):
+    X, y = digits[0][:100], digits[1][:100]
+    if isinstance(probe, FineTunedClassifier):
+        probe.set_params(transformer=trained)
+    with pytest.raises(FloatingPointError, match=r"training diverged. Lower lr \(now 1e\+30\)"):
+        probe.fit(X, y)
+    assert not hasattr(probe, "mlp_")
+
+
 def test_a_table_trains_nothing_and_tells_nobody(digits):
     X, y = digits
     dim = DIMTransformer(8, max_epochs=1, random_state=0).fit(X)

@@ -393,7 +393,7 @@ def test_going_on_with_stronger_noise_warns(digits):
         dim.partial_fit(digits[0])
 
 
-@pytest.mark.parametrize("change", [{"n_components": 9}, {"encoder": "stride1"}])
+@pytest.mark.parametrize("change", [{"n_components": 9}, {"encoder": "stride1"}, {"image_shape": (1, 4, 16)}])
 def test_going_on_with_another_encoder_is_refused(digits, change):
     dim = small().fit(digits[0]).set_params(**change)
     with pytest.raises(ValueError, match="Training cannot go on"):

@@ -178,45 +178,46 @@ class EmbeddingDisplay:
             raise ValueError(f"coordinates must be of shape (n, 2), got {coordinates.shape}.")
         labels = _checked_labels(self.y, coordinates)
         self.ax_, self.figure_ = get_axes(self, ax)
-        from matplotlib.collections import PathCollection
+        n_images = len(coordinates)
+        chosen, each_image = _styles(scatter_kwargs, n_images)
 
-        def scatter(x: Any, y: Any, **defaults: Any) -> Any:
+        def scatter(shown: NDArray[np.intp], **defaults: Any) -> Any:
             if "c" in scatter_kwargs:
                 defaults.pop("color", None)
-            style = with_defaults(PathCollection, {"s": 14, "linewidth": 0} | defaults, scatter_kwargs)
-            return self.ax_.scatter(x, y, **style)
+            style = {"s": 14, "linewidth": 0} | defaults | chosen
+            style |= {name: values[shown] for name, values in each_image.items()}
+            return self.ax_.scatter(*coordinates[shown].T, **style)
 
-        x, y = coordinates.T
-        frames = np.full(len(x), "black", dtype=object)
+        frames = np.full(n_images, "black", dtype=object)
         classes: list[Any] = []
         names: list[str] = []
-        known = np.ones(len(x), dtype=bool) if labels is None else ~_are_missing(labels)
-        if not known.all():
+        known = np.arange(n_images) if labels is None else np.flatnonzero(~_are_missing(labels))
+        if len(known) < n_images:
             # Below the others, which come after them.
-            frames[~known] = "lightgrey"
-            classes.append(scatter(x[~known], y[~known], color="lightgrey", label="no label"))
+            missing = np.setdiff1d(np.arange(n_images), known)
+            frames[missing] = "lightgrey"
+            classes.append(scatter(missing, color="lightgrey", label="no label"))
             names.append("no label")
-        x, y = x[known], y[known]
         labels = None if labels is None else _of_one_type(labels[known])
         if labels is None:
-            scatter(x, y, color=COLORS[0])
+            scatter(known, color=COLORS[0])
         elif not len(labels):
             legend_beside(self.ax_, classes, names)
         elif _are_classes(labels):
             for i, label in enumerate(np.unique(labels)):
-                is_it = labels == label
-                frames[np.flatnonzero(known)[is_it]] = color = COLORS[i % len(COLORS)]
+                shown = known[labels == label]
+                frames[shown] = color = COLORS[i % len(COLORS)]
                 # Each five classes have another one, shifted each time that colours and markers have come round.
                 turn = i // 5
                 marker = MARKERS[(turn + turn // len(MARKERS)) % len(MARKERS)]
-                classes.append(scatter(x[is_it], y[is_it], color=color, marker=marker, label=str(label)))
+                classes.append(scatter(shown, color=color, marker=marker, label=str(label)))
                 # An empty text is shown as Python shows it.
                 names.append(str(label) or repr(""))
             legend_beside(self.ax_, classes, names)
-        elif {"c", "color"} & scatter_kwargs.keys():
-            scatter(x, y)
+        elif {"c", "color"} & (chosen.keys() | each_image.keys()):
+            scatter(known)
         else:
-            drawn = scatter(x, y, c=labels, cmap="viridis")
+            drawn = scatter(known, c=labels, cmap="viridis")
             self.figure_.colorbar(drawn, ax=self.ax_, label="y")
         self.ax_.set(xlabel=self.axis_labels[0], ylabel=self.axis_labels[1], xticks=[], yticks=[])
         self.thumbnails_ = self._draw_thumbnails(n_thumbnails, frames)
@@ -231,16 +232,17 @@ class EmbeddingDisplay:
         if not chosen:
             return []
         pictures = self.pictures if isinstance(self.pictures, Pictures) else np.asarray(self.pictures)
+        coordinates = np.asarray(self.coordinates)
         for i, picture in zip(chosen, pictures[np.array(chosen)], strict=True):
             image = OffsetImage(picture, zoom=THUMBNAIL / max(picture.shape[:2]), interpolation="nearest")
             frame = {"edgecolor": frames[i], "linewidth": 1.5}
-            self.ax_.add_artist(AnnotationBbox(image, self.coordinates[i], pad=0.1, bboxprops=frame))
+            self.ax_.add_artist(AnnotationBbox(image, coordinates[i], pad=0.1, bboxprops=frame))
         return chosen
 
     def _choose_thumbnails(self, n_thumbnails: int) -> list[int]:
         # Only once the layout is settled are distances on the page known.
         self.figure_.canvas.figure.draw_without_rendering()
-        page = self.ax_.transData.transform(self.coordinates) * 72 / self.figure_.dpi
+        page = self.ax_.transData.transform(np.asarray(self.coordinates)) * 72 / self.figure_.dpi
         chosen: list[int] = []
         # In an order of chance, because the first images are often of one class.
         for i in np.random.RandomState(0).permutation(len(page)).tolist():
@@ -248,6 +250,23 @@ class EmbeddingDisplay:
             if len(chosen) < n_thumbnails and all(np.abs(page[j] - page[i]).max() > 1.25 * THUMBNAIL for j in chosen):
                 chosen.append(i)
         return chosen
+
+
+def _styles(scatter_kwargs: dict[str, Any], n_images: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Separate what a user has chosen for all points, by matplotlib's first names, from arrays of an entry an image."""
+    from matplotlib.collections import PathCollection
+
+    chosen = with_defaults(PathCollection, {}, scatter_kwargs)
+    each_image = {
+        name: np.asarray(chosen.pop(name))
+        for name, value in list(chosen.items())
+        if not isinstance(value, str) and np.ndim(value) and len(value) == n_images
+    }
+    colors = each_image.get("c")
+    if colors is not None and colors.ndim == 1 and colors.dtype.kind in "iuf" and "norm" not in chosen:
+        # One scale for all classes, which are drawn one after another.
+        chosen = {"vmin": np.nanmin(colors), "vmax": np.nanmax(colors)} | chosen
+    return chosen, each_image
 
 
 def _check_n_thumbnails(n_thumbnails: int) -> None:

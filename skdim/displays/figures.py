@@ -71,6 +71,8 @@ def legend_beside(ax: Any, artists: Sequence[Any], names: Sequence[str]) -> None
     )
     # Afterwards, because matplotlib leaves out what has an underscore before its name, or none.
     for text, name in zip(legend.get_texts(), names, strict=True):
+        # A dollar in a name begins no formula.
+        text.set_parse_math(False)
         text.set_text(name)
 
 

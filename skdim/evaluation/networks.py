@@ -196,6 +196,11 @@ def train(
     -------
     list of dict
         Of skorch's record of each epoch its losses, its accuracy, where there is one, and the seconds it took.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss on the validation samples never was finite.
     """
     net = net_class(
         module.to(device),
@@ -218,4 +223,6 @@ def train(
         net.fit_loop(training)
     net.notify("on_train_end", X=training, y=None)
     module.eval()
+    if not np.isfinite(net.history[:, "valid_loss"]).any():
+        raise FloatingPointError(f"The validation loss never was finite: training diverged. Lower lr (now {lr}).")
     return [{key: float(epoch[key]) for key in RECORDED if key in epoch} for epoch in net.history]

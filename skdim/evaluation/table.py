@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.utils import check_consistent_length, check_random_state
 
@@ -136,16 +136,33 @@ def _representations(
     for width in sorted(widths):
         yield "PCA", None, pixels_train[:, :width], pixels_test[:, :width]
     del pixels_train, pixels_test
-    # Nothing that came with the training has a say in its absence: checkpoints, callbacks, other processes.
-    params: dict[str, Any] = clone(dim).get_params(deep=False) | {"max_epochs": 0, "image_shape": dim.image_shape_}
-    params |= {"warm_start": False, "checkpoint_dir": None, "callbacks": None, "verbose": 0, "distributed": False}
-    # Not the clone itself, which has the callbacks that `set_callbacks` has set.
-    untrained = type(dim)(**params).fit(X_train)
+    untrained = _untrained(dim).fit(X_train)
     # Copies, as output_layer is set on them.
     for title, transformer in (("untrained encoder", untrained), ("Deep InfoMax", copy.deepcopy(dim))):
         for layer in layers:
             transformer.set_params(output_layer=layer)
             yield title, layer, embed(transformer, X_train), embed(transformer, X_test)
+
+
+def _untrained(dim: DIMTransformer) -> DIMTransformer:
+    """Make a transformer of the network that was fitted, whatever the parameters may say by now, without training.
+
+    Nothing that came with the training has a say in its absence: weights, checkpoints, callbacks, other processes.
+    """
+    options = dim._encoder_options
+    return type(dim)(
+        n_components=dim._layer_shapes["embedding"][0],
+        image_shape=dim.image_shape_,
+        data_format=dim.data_format,
+        encoder=dim._encoder_spec,
+        multiple_globals=options["multiple_globals"],
+        prior="normal",
+        prior_matching="noise",
+        prior_weight=float(options["standardized"]),
+        max_epochs=0,
+        device=str(dim.device_),
+        random_state=copy.deepcopy(dim.random_state),
+    )
 
 
 def _pixels(dim: DIMTransformer, X: Any) -> NDArray[np.float32]:
