@@ -400,6 +400,11 @@ def test_going_on_with_another_encoder_is_refused(digits, change):
         dim.partial_fit(digits[0])
 
 
+def test_a_weight_may_be_any_number_within_float64(digits):
+    whole, decimal = (small(local_weight=weight, max_epochs=1).fit(digits[0]) for weight in (10**30, 1e30))
+    assert whole.loss_curve_ == decimal.loss_curve_
+
+
 def test_bfloat16_is_really_used_and_differs_little(digits):
     X, _ = digits
     exact = small(precision="float32", lr_schedule="constant", max_epochs=1).fit(X)

@@ -160,6 +160,8 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         ------
         ValueError
             If a parameter, the images or the labels are unfit.
+        FloatingPointError
+            If training diverges.
         TypeError
             If what is frozen is no `DIMTransformer`, or `X` is a DataLoader.
         """

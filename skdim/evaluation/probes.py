@@ -157,6 +157,8 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         ------
         ValueError
             If a parameter, the features or the labels are unfit.
+        FloatingPointError
+            If training diverges.
         """
         hidden_layer_sizes = check_hidden_layer_sizes(self.hidden_layer_sizes)
         device = resolve_device(self.device)

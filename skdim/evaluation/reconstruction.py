@@ -157,6 +157,8 @@ def reconstruction_ms_ssim(
     ------
     ValueError
         If a parameter or the images are unfit, or there are fewer than three to train on.
+    FloatingPointError
+        If the decoder's training diverges.
     TypeError
         If there is no transformer in `dim`.
     NotFittedError
