@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
+from sklearn.manifold import TSNE
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -564,3 +565,70 @@ def test_score_maps_are_of_the_embeddings_that_the_critic_has_learned_from(colou
             against = critic(other_features, embedding[i].expand(30, -1)).double().numpy()
             expected = scores[i] - logsumexp(against) + np.log(against.size)
             np.testing.assert_allclose(display.scores[i], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_axes_and_legend_name_what_they_show(fitted, colour_images):
+    X, y = colour_images
+    ax = EmbeddingDisplay.from_estimator(fitted, X, y).ax_
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("Principal component 1", "Principal component 2")
+    points, legend = drawn_points(ax), ax.get_legend()
+    for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+        assert np.array_equal(handle.get_facecolor(), points[text.get_text()].get_facecolor())
+
+
+def test_frames_of_thumbnails_have_the_colours_of_their_points():
+    y = np.array([None] * 10 + ["a", "b"] * 10, dtype=object)
+    coordinates = np.arange(60.0).reshape(30, 2)
+    display = EmbeddingDisplay(coordinates, y=y, pictures=np.zeros((30, 4, 4, 3))).plot(n_thumbnails=30)
+    colours = {points.get_label(): points.get_facecolor()[0] for points in display.ax_.collections}
+    assert np.array_equal(colours["no label"], matplotlib.colors.to_rgba("lightgrey"))
+    assert len(display.thumbnails_) > 5
+    for i, box in zip(display.thumbnails_, display.ax_.artists, strict=True):
+        assert np.array_equal(box.patch.get_edgecolor(), colours[y[i] or "no label"])
+
+
+@pytest.mark.parametrize(("n_values", "has_legend"), [(48, True), (49, False)])
+def test_up_to_48_whole_numbers_are_classes(n_values, has_legend):
+    ax = EmbeddingDisplay(np.zeros((49, 2)), y=np.minimum(np.arange(49), n_values - 1)).plot().ax_
+    assert (ax.get_legend() is not None) == has_legend
+
+
+def test_each_point_has_the_colour_of_its_own_value():
+    coordinates, y = np.random.default_rng(0).random((9, 2)), np.random.default_rng(1).random(9)
+    (points,) = EmbeddingDisplay(coordinates, y=y).plot().ax_.collections
+    assert np.array_equal(points.get_offsets(), coordinates)
+    assert np.array_equal(points.get_array(), y)
+
+
+def test_tsne_is_that_of_scikit_learn(fitted, colour_images):
+    X = colour_images[0][:20]
+    display = EmbeddingDisplay.from_estimator(fitted, X, projection="tsne", random_state=0)
+    expected = TSNE(2, perplexity=19 / 3, random_state=0).fit_transform(fitted.transform(X))
+    np.testing.assert_allclose(display.coordinates, expected, rtol=1e-4)
+
+
+def test_queries_and_neighbors_are_scaled_alike():
+    X = np.random.default_rng(0).normal(size=(20, 1, 8, 8)).astype(np.float32)
+    display = NeighborsDisplay.from_estimator(small(max_epochs=0).fit(X), X[:2], X, n_neighbors=3)
+    assert np.array_equal(display.queries[0], display.neighbors[0, 0])
+
+
+def test_thumbnails_repeat_themselves():
+    display = EmbeddingDisplay(np.random.default_rng(0).random((200, 2)), pictures=np.zeros((200, 4, 4, 3)))
+    first, second = (display.plot(n_thumbnails=5).thumbnails_ for _ in range(2))
+    assert first == second
+
+
+def test_bounds_are_dashed(fitted):
+    display = TrainingCurveDisplay.from_estimator(fitted)
+    styles = {name: line.get_linestyle() for name, line in display.lines_.items()}
+    assert styles == {name: "--" if name.endswith("_bound") else "-" for name in styles}
+    assert display.ax_.get_ylabel() == "Loss (solid), bound in nats (dashed)"
+
+
+def test_each_location_covers_its_share_of_the_image():
+    scores = np.arange(6.0).reshape(1, 2, 3)
+    _, drawn = ScoreMapDisplay(np.zeros((1, 5, 7, 3)), scores).plot().ax_.images
+    expected = scores[0][np.ix_([0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 2, 2])]
+    assert np.array_equal(drawn.get_array()[-5:, :7], expected)
+    assert drawn.get_interpolation() == "nearest"

@@ -330,8 +330,10 @@ def test_labels_may_be_strings(digits):
         (LinearProbe(Cs=["a"]), r"Cs must be positive, finite numbers, at least one, got \['a'\]"),
         (LinearProbe(Cs=[1, None]), "Cs must be positive, finite numbers"),
         (LinearProbe(Cs=[[1, 2]]), "Cs must be positive, finite numbers"),
+        (LinearProbe(Cs=np.array(1.0)), "Cs must be positive, finite numbers"),
         (MLPProbe([20, 0]), r"hidden_layer_sizes must be positive integers, got \[20, 0\]"),
         (MLPProbe([2.5]), "hidden_layer_sizes must be positive integers"),
+        (MLPProbe([True]), "hidden_layer_sizes must be positive integers"),
         (LinearProbe(device="tpu"), "device must be"),
         (MLPProbe(dropout=1.0), "dropout"),
     ],
@@ -404,6 +406,16 @@ def test_the_untrained_encoder_of_a_table_is_untrained(digits, tmp_path):
     untrained = DIMTransformer(**params | {"max_epochs": 0}).fit(X[:200])
     expected = knn_probe().fit(untrained.transform(X[:200]), y[:200]).score(untrained.transform(X[200:]), y[200:])
     assert table["knn"].iloc[2] == expected != table["knn"].iloc[3]
+
+
+def test_a_table_reads_what_the_steps_before_the_transformer_read(digits, tmp_path):
+    X, y = digits
+    np.save(tmp_path / "X.npy", X)
+    dim = DIMTransformer(4, max_epochs=0, random_state=0)
+    pipeline = make_pipeline(FunctionTransformer(np.load), dim).fit(tmp_path / "X.npy")
+    path = str(tmp_path / "X.npy")
+    table = evaluate(pipeline, path, y, path, y, probes=["knn"])
+    assert table.equals(evaluate(pipeline[-1], X, y, X, y, probes=["knn"]))
 
 
 def test_what_a_table_refuses(digits, trained):
@@ -779,7 +791,9 @@ def test_ms_ssim_refuses_what_is_no_pair_of_images():
         ms_ssim(images, torch.zeros(2, 3, 8, 9), data_range=1.0)
     with pytest.raises(ValueError, match=r"floating-point tensors .* torch\.uint8"):
         ms_ssim(images.byte(), images.byte(), data_range=255)
-    with pytest.raises(ValueError, match="data_range must be positive, got 0"):
+    with pytest.raises(ValueError, match="data_range must be positive and finite, got inf"):
+        ms_ssim(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), data_range=float("inf"))
+    with pytest.raises(ValueError, match="data_range must be positive and finite, got 0"):
         ms_ssim(images, images, data_range=0)
 
 
@@ -1592,3 +1606,237 @@ def test_features_of_any_scale_are_standardised_in_full():
     probe = LinearProbe(Cs=[1.0], random_state=0)
     usual, tiny = (probe.fit(scale * X, y).decision_function(scale * X) for scale in (1.0, 1e-6))
     np.testing.assert_allclose(tiny, usual, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("n_samples", "n_splits"), [(999, 5), (1000, 1)])
+def test_few_samples_are_split_five_times(n_samples, n_splits, monkeypatch):
+    sizes = []
+    minimize = LinearProbe._minimize
+    monkeypatch.setattr(
+        LinearProbe, "_minimize", lambda self, X, *rest: sizes.append(len(X)) or minimize(self, X, *rest)
+    )
+    X = np.random.default_rng(0).standard_normal((n_samples, 2))
+    LinearProbe(Cs=[0.1, 1.0], random_state=0).fit(X, X[:, 0] > 0)
+    assert sizes == [n_samples * 4 // 5] * 2 * n_splits + [n_samples]
+
+
+def test_two_samples_will_do_for_a_linear_probe():
+    assert LinearProbe(random_state=0).fit([[0.0], [1.0]], [0, 1]).predict([[0.0], [1.0]]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("probe", [MLPProbe(max_epochs=3, random_state=0), LinearProbe(random_state=0)])
+def test_a_constant_feature_may_be_negative(digits, probe):
+    X, y = digits
+    constant = np.full((len(X), 1), -0.1, dtype=np.float32)
+    constant[::50] = np.nextafter(np.float32(-0.1), np.float32(-1))
+    assert np.isinf(clone(probe).fit(np.hstack([X, constant]), y).scale_[-1])
+
+
+def test_of_two_neighbours_the_nearer_wins():
+    rng = np.random.default_rng(0)
+    Z, y = rng.standard_normal((200, 3)), rng.integers(0, 2, 200)
+    nearest = knn_probe(1).fit(Z[:150], y[:150]).predict(Z[150:])
+    assert np.array_equal(knn_probe(2).fit(Z[:150], y[:150]).predict(Z[150:]), nearest)
+
+
+def test_more_neighbours_outvote_nearer_ones():
+    Z = np.array([3.0, 3.0, -2.0, -2.0, -2.0])[:, None]
+    assert knn_probe(5).fit(Z, ["few", "few", "many", "many", "many"]).predict(Z[:1]) == ["many"]
+
+
+@pytest.mark.parametrize(
+    ("module", "classifier"),
+    [
+        ("probes", MLPProbe(random_state=0)),
+        ("finetuning", FineTunedClassifier(DIMTransformer(4, max_epochs=0, random_state=0), random_state=0)),
+    ],
+)
+def test_a_classifier_stops_by_samples_that_it_is_not_trained_on(digits, monkeypatch, module, classifier):
+    parts = []
+
+    def record(net_class, module, training, validation, **params):
+        parts.extend([training.rows, validation.rows])
+        return []
+
+    monkeypatch.setattr(f"skdim.evaluation.{module}.train", record)
+    classifier.fit(digits[0][:100], digits[1][:100])
+    assert len(parts[1]) == 10
+    assert sorted(np.concatenate(parts)) == list(range(100))
+
+
+def test_networks_classify_in_float64(digits):
+    dim = DIMTransformer(4, max_epochs=0, random_state=0)
+    for classifier in (MLPProbe(max_epochs=1, random_state=0), FineTunedClassifier(dim, max_epochs=1, random_state=0)):
+        assert classifier.fit(*digits).mlp_[0].weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize(("n", "batch_size", "sizes"), [(33, 16, [11] * 3), (7, 2, [3, 2, 2]), (3, 2, [3])])
+def test_batches_differ_by_one_and_none_is_of_one(n, batch_size, sizes):
+    seen = []
+
+    def read(rows):
+        seen.append(len(rows))
+        return torch.zeros(len(rows), 3)
+
+    targets = torch.arange(n + 2) % 2
+    parts = [Samples(read, rows, targets) for rows in (np.arange(n), np.arange(n, n + 2))]
+    params = {"lr": 1e-3, "batch_size": batch_size, "max_epochs": 1, "patience": 5, "device": torch.device("cpu")}
+    params |= {"criterion": nn.CrossEntropyLoss, "classes": range(2), "random_state": np.random.RandomState(0)}
+    train(NeuralNetClassifier, MLP(3, (4,), 2, 0.0, False), *parts, **params)
+    assert seen == [*sizes, 2]
+
+
+def test_a_network_stops_where_its_loss_falls_by_less_than_a_ten_thousandth(digits):
+    # So slowly does it learn.
+    assert MLPProbe((), lr=1e-6, patience=3, max_epochs=20, random_state=0).fit(*digits).n_iter_ == 4
+
+
+def test_probabilities_of_more_samples_than_a_batch(digits):
+    X, y = digits
+    probe = MLPProbe(max_epochs=1, random_state=0).fit(X, y)
+    many = np.tile(X, (30, 1))
+    assert len(many) > 4096
+    np.testing.assert_allclose(probe.predict_proba(many), np.tile(probe.predict_proba(X), (30, 1)), rtol=1e-9)
+
+
+def test_crops_lie_anywhere_in_their_images():
+    rows, columns = np.mgrid[:32.0, :32.0].astype(np.float32)
+    X = np.broadcast_to(np.stack([rows, columns]), (300, 2, 32, 32)) + 0.0
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+    seen = []
+    dim.transform = lambda X: seen.append(X[:]) or X[:][:, 0, 0, :4]
+    retrieval_scorer(dim, X)
+    first, second = (np.concatenate(seen[i::2]) if len(seen) > 2 else seen[i] for i in (0, 1))
+    centers = np.concatenate([crops.mean(axis=(2, 3)) for crops in (first, second)], axis=1).T
+    assert (np.ptp(centers, axis=1) > 12).all()
+    assert np.abs(np.corrcoef(centers) - np.eye(4)).max() < 0.25
+
+
+def test_crops_of_one_colour_keep_it():
+    values = np.arange(200, dtype=np.uint8)[:, None, None, None]
+    X = np.broadcast_to(values, (200, 1, 16, 16)).copy()
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+    seen = []
+    dim.transform = lambda X: seen.append(X[:]) or X[:][:, 0, 0, :4].astype(np.float32)
+    retrieval_scorer(dim, X)
+    for crops in seen:
+        assert (crops == crops[:, :, :1, :1]).all()
+        assert sorted(crops[:, 0, 0, 0]) == list(range(200))
+
+
+def test_a_bound_that_never_rises_is_that_of_no_training(monkeypatch):
+    bounds, seen = iter([-0.1, -0.2, -0.3, -0.4, -0.5, 7.0]), []
+
+    def bound(scores, rows, limit, rng):
+        with torch.no_grad():
+            seen.append(scores(torch.arange(50), 1, np.random.RandomState(0))[0])
+        return next(bounds)
+
+    monkeypatch.setattr("skdim.evaluation.information._bound", bound)
+    Z = np.random.default_rng(0).standard_normal((200, 3))
+    assert total_correlation_bound(Z, device="cpu", random_state=0) == 7.0
+    assert seen[0].any()
+    assert not seen[-1].any()
+
+
+def test_bounds_do_not_depend_on_units():
+    Z = np.random.default_rng(0).standard_normal((200, 3)).cumsum(axis=1)
+    params = {"max_epochs": 5, "device": "cpu", "random_state": 0}
+    # Powers of two change no digit.
+    scaled = Z * 2.0 ** np.array([10, -8, 3])
+    assert total_correlation_bound(Z, **params) == total_correlation_bound(scaled, **params) > 0
+    of_vectors = [mutual_information_bound(V[:, :2], V[:, 2:], **params) for V in (Z, scaled)]
+    assert of_vectors[0] == of_vectors[1] > 0
+    images = np.repeat(Z[:, :1, None], 8, axis=1).repeat(8, axis=2)
+    of_images = [mutual_information_bound(factor * images, Z, **params) for factor in (1.0, 2.0**10)]
+    assert of_images[0] == of_images[1] > 0
+
+
+def test_a_bound_needs_as_many_inputs_as_embeddings():
+    Z = np.zeros((20, 2))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        mutual_information_bound(Z, Z[:15])
+
+
+def test_opposite_images_have_no_similarity():
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert ms_ssim(images, 1 - images, data_range=1.0).tolist() == [0, 0]
+
+
+def test_each_reconstruction_counts_as_much(digits, monkeypatch):
+    # The 512 first images in a batch, and one.
+    monkeypatch.setattr(
+        "skdim.evaluation.reconstruction.ms_ssim",
+        lambda drawn, images, data_range: torch.full((len(drawn),), float(len(drawn) == 1)),
+    )
+    X = np.tile(digits[0], (3, 1))[:513]
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+    assert reconstruction_ms_ssim(dim, X[:20], X, max_epochs=1, random_state=0) == pytest.approx(1 / 513)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (2, 33, 17)])
+def test_images_of_odd_sides_are_decoded(shape):
+    X = np.random.default_rng(0).random((20, *shape), dtype=np.float32)
+    dim = DIMTransformer(4, image_shape=shape, data_format="channels_first", max_epochs=0, random_state=0).fit(X)
+    assert 0 <= reconstruction_ms_ssim(dim, X, X, max_epochs=1, random_state=0) < 1
+
+
+@pytest.mark.filterwarnings("ignore:All images are constant")
+def test_constant_images_are_decoded():
+    X = np.ones((20, 64), dtype=np.float32)
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+    assert 0 <= reconstruction_ms_ssim(dim, X, X, max_epochs=1, random_state=0) <= 1
+
+
+def test_the_layer_and_the_number_of_epochs_of_a_decoder_count(digits):
+    X = digits[0][:60]
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
+
+    def value(output_layer, max_epochs):
+        return reconstruction_ms_ssim(
+            dim.set_params(output_layer=output_layer), X, X, max_epochs=max_epochs, random_state=0
+        )
+
+    assert len({value("embedding", 1), value("embedding", 4), value("hidden", 1)}) == 3
+
+
+def test_a_training_part_smaller_than_the_number_of_classes():
+    X, y = np.random.default_rng(0).standard_normal((20, 4)), np.arange(20) % 10
+    assert len(MLPProbe(validation_fraction=0.7, max_epochs=1, random_state=0).fit(X, y).classes_) == 10
+
+
+class Plain(nn.Module):
+    """An encoder of the user's, without the built-in ones' hidden layer."""
+
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(image_shape[0], 4, 2, 2), nn.Linear(4, n_components)
+
+    def forward(self, images):
+        features = self.conv(images)
+        return self.linear(features.mean((2, 3))), features
+
+
+def test_a_table_of_an_encoder_has_the_layers_that_it_has(digits):
+    X, y = digits
+    dim = DIMTransformer(4, encoder=Plain, max_epochs=0, random_state=0).fit(X)
+    table = evaluate(dim, X, y, X, y, probes=["knn"])
+    assert list(table["layer"][-2:]) == ["embedding", "features"]
+
+
+def test_C_is_that_of_the_best_mean_accuracy_of_five_splits():
+    X, y = load_digits(return_X_y=True)
+    Cs, rng, n_different = (1e-4, 1e-2, 1.0), np.random.RandomState(0), 0
+    for seed in range(6):
+        rows = rng.permutation(len(X))[:90]
+        Z = StandardScaler().fit_transform(StandardScaler().fit_transform(X)[rows] + 2 * rng.standard_normal((90, 64)))
+        draws, scores = np.random.RandomState(seed), []
+        for _ in range(5):
+            train, test = validation_split(y[rows], 0.2, draws, min_training=1)
+            models = [LogisticRegression(C=C, max_iter=1000).fit(Z[train], y[rows][train]) for C in Cs]
+            scores.append([model.score(Z[test], y[rows][test]) for model in models])
+        means = np.mean(scores, axis=0).round(9)
+        best = np.flatnonzero(means == means.max())  # of equally good ones the loss decides
+        assert LinearProbe(Cs=Cs, random_state=seed).fit(Z, y[rows]).C_ in np.array(Cs)[best]
+        n_different += np.argmax(scores[0]) not in best
+    assert n_different

@@ -924,3 +924,15 @@ class Mixed(Dataset):
 def test_a_loader_whose_later_batches_are_of_another_type_is_refused():
     with pytest.raises(ValueError, match=r"read as uint8, batch 1 of shape .* and dtype float32"):
         small().fit(DataLoader(Mixed(), 20))
+
+
+def test_items_that_are_lists_begin_with_their_image():
+    expected = small().fit(Items(list(IMAGES)))
+    assert_same(weights(small().fit(Items([[image, 0] for image in IMAGES]))), weights(expected))
+
+
+def test_pictures_with_transparency_among_grey_ones():
+    pictures = [Image.fromarray(np.dstack([image, image[..., :1]])) for image in IMAGES]
+    pictures[3] = pictures[3].convert("L")
+    dim = small(image_shape=(4, 12, 10)).fit(Items(pictures))
+    assert np.array_equal(dim.transform(Items(pictures)), dim.transform(pictures))

@@ -855,3 +855,36 @@ def test_the_schedule_moves_nothing_but_the_learning_rate(digits):
     betas = Betas()
     small(callbacks=[betas]).fit(digits[0])
     assert betas.seen == {(0.9, 0.999)}
+
+
+@pytest.mark.filterwarnings("ignore:All images are constant")
+def test_constant_images_may_be_negative():
+    X = np.full((20, 64), -0.1, dtype=np.float32)
+    X[::7] = np.nextafter(np.float32(-0.1), np.float32(-1))
+    assert np.isinf(DIMTransformer(4, max_epochs=0).fit(X).std_).all()
+
+
+def test_embeddings_that_are_not_finite_are_found_in_any_batch_and_the_first_is_named():
+    dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(
+        np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
+    )
+    X = np.zeros((300, 64), dtype=np.float32)
+    X[[5, 7]] = 3e38
+    with pytest.raises(ValueError, match="embedding of image 5 of X is not finite"):
+        dim.transform(X)
+
+
+class Pixels(nn.Module):
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return images.flatten(1)[:, :4], images
+
+
+def test_images_far_from_zero_keep_their_digits():
+    X = (300 + np.random.default_rng(0).normal(size=(40, 1, 8, 8)) / 128).astype(np.float32)
+    dim = DIMTransformer(4, encoder=Pixels, max_epochs=0, random_state=0).fit(X)
+    expected = (X[:, 0, 0, :4].astype(np.float64) - dim.mean_) / dim.std_
+    np.testing.assert_allclose(dim.transform(X), expected, rtol=1e-5, atol=1e-6)

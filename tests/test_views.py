@@ -251,3 +251,37 @@ def test_colour_changes_are_drawn_each_on_its_own():
     changes = np.stack([after[0] - before[0], after[1] / before[1], after[2] / before[2] / (after[1] / before[1])])
     changed = np.abs(changes[0]) > 1e-3
     assert np.abs(np.corrcoef(changes[:, changed]) - np.eye(3)).max() < 0.15
+
+
+def test_places_and_aspects_of_crops_are_drawn_each_on_its_own():
+    views = augmented(ramp(), crop=0.25)
+    row, column = views.mean(dim=(2, 3)).T
+    height, width = views[:, 0, 1:-1].diff(dim=1).mean((1, 2)), views[:, 1, :, 1:-1].diff(dim=2).mean((1, 2))
+    drawn = torch.stack([row, column, (height / width).log()])
+    assert (torch.corrcoef(drawn) - torch.eye(3)).abs().max() < 0.25
+
+
+def test_flips_along_both_axes_are_drawn_each_on_its_own():
+    images = images_of((3, 6, 8), n_images=400)
+    views = augmented(images, horizontal_flip=True, vertical_flip=True)
+    forms = [images, images.flip(2), images.flip(3), images.flip(2, 3)]
+    assert all(torch.isclose(views, form, atol=1e-4).flatten(1).all(dim=1).sum() > 60 for form in forms)
+
+
+def test_hue_and_brightness_are_drawn_each_on_its_own():
+    images = images_of((3, 1, 1), n_images=2000)
+    views = augmented(images, color=0.4)
+    axis = np.exp(2j * math.pi * np.arange(3) / 3)
+    turn = np.angle((views[:, :, 0, 0].numpy() @ axis) / (images[:, :, 0, 0].numpy() @ axis))
+    brightness = (views - images).mean(dim=(1, 2, 3)).numpy()
+    changed = np.abs(brightness) > 1e-3
+    assert abs(np.corrcoef(turn[changed], brightness[changed])[0, 1]) < 0.15
+
+
+def test_grey_images_are_drawn_apart_from_those_of_other_colours():
+    images = images_of((3, 4, 4), n_images=2000)
+    views = augmented(images, color=0.4, grey=0.3)
+    is_grey = (views - views.mean(dim=1, keepdim=True)).abs().amax(dim=(1, 2, 3)) < 1e-4
+    is_bright = (views - images).mean(dim=(1, 2, 3)).abs() > 1e-4
+    # As many as of the others: four in five.
+    assert 0.7 < is_bright[is_grey].float().mean() < 0.9

@@ -144,7 +144,11 @@ class LinearProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         ValueError
             If a parameter, the features or the labels are unfit.
         """
-        if not len(self.Cs) or not all(isinstance(C, Real) and 0 < float(C) < np.inf for C in self.Cs):
+        if (
+            np.ndim(self.Cs) != 1
+            or not len(self.Cs)
+            or not all(isinstance(C, Real) and 0 < float(C) < np.inf for C in self.Cs)
+        ):
             raise ValueError(f"Cs must be positive, finite numbers, at least one, got {self.Cs!r}.")
         Cs = sorted(float(C) for C in self.Cs)
         device = resolve_device(self.device)

@@ -42,7 +42,8 @@ def check_hidden_layer_sizes(hidden_layer_sizes: Sequence[int] | NDArray[Any]) -
         If there is anything else.
     """
     sizes = tuple(hidden_layer_sizes)
-    if not all(isinstance(size, int | np.integer) and size > 0 for size in sizes):
+    # True is an integer, but not to torch.
+    if not all(isinstance(size, int | np.integer) and not isinstance(size, bool) and size > 0 for size in sizes):
         raise ValueError(f"hidden_layer_sizes must be positive integers, got {hidden_layer_sizes!r}.")
     return sizes
 

@@ -63,7 +63,7 @@ def ms_ssim(first: Tensor, second: Tensor, *, data_range: float) -> Tensor:
     Raises
     ------
     ValueError
-        If the images differ in shape, are too small or of integers, or `data_range` is not positive.
+        If the images differ in shape, are too small or of integers, or `data_range` is not positive and finite.
 
     References
     ----------
@@ -77,8 +77,8 @@ def ms_ssim(first: Tensor, second: Tensor, *, data_range: float) -> Tensor:
         )
     if not (first.is_floating_point() and second.is_floating_point()):
         raise ValueError(f"Two floating-point tensors are required, got {first.dtype} and {second.dtype}.")
-    if not data_range > 0:
-        raise ValueError(f"data_range must be positive, got {data_range}.")
+    if not 0 < data_range < np.inf:
+        raise ValueError(f"data_range must be positive and finite, got {data_range}.")
     dtype = first.dtype
     # Variances are differences of second moments, of which lower precision leaves little.
     first, second = first.double(), second.double()

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_random_state
 
 from skdim.evaluation.inputs import check_labels
 from skdim.evaluation.probes import N_NEIGHBORS, PROBES
 from skdim.images import refuse_loader
-from skdim.subjects import embed, find_transformer, images_of
+from skdim.subjects import check_number_of_labels, embed, find_transformer, images_of
 from skdim.transformer import DIMTransformer
 
 __all__ = ["evaluate"]
@@ -91,7 +91,7 @@ def evaluate(
     y_train, y_test = (check_labels(y, "evaluate") for y in (y_train, y_test))
     for X, y in ((X_train, y_train), (X_test, y_test)):
         refuse_loader(X)
-        check_consistent_length(X, y)
+        check_number_of_labels(X, y)
     if "knn" in probes and len(y_train) < N_NEIGHBORS:
         raise ValueError(
             f"The probe 'knn' needs {N_NEIGHBORS} training images at least, got {len(y_train)}: leave it out of probes."
