@@ -11,13 +11,17 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from scipy import sparse
 
-from skdim.files import is_image_files
+from skdim.files import is_image_files, is_pillow_image
 from skdim.sources import check_dtype, tensor_as_array
 
 __all__ = ["as_array"]
 
 
-def as_array(X: Any, name: str) -> Any:
+# How deep lists of images may hold what NumPy would take for less than it is: images, their channels and rows.
+MAX_DEPTH = 3
+
+
+def as_array(X: Any, name: str, depth: int = 0) -> Any:
     """Make an array of what is given as images, where scikit-learn's validation would not, or in its own way.
 
     Parameters
@@ -26,6 +30,8 @@ def as_array(X: Any, name: str) -> Any:
         As of `check_images`, but for what is read from disk.
     name : str
         The estimator's, for messages.
+    depth : int, default=0
+        In how many lists it is.
 
     Returns
     -------
@@ -50,8 +56,10 @@ def as_array(X: Any, name: str) -> Any:
     if isinstance(X, list | tuple):
         _refuse_gaps(X, name)
         # Each would lose something in NumPy's hands: a tensor its gradient, a masked array its mask.
-        special = torch.Tensor | np.ma.MaskedArray
-        X = _stack([as_array(image, name) if isinstance(image, special) else image for image in X])
+        special: Any = torch.Tensor | np.ma.MaskedArray
+        if depth < MAX_DEPTH:
+            special |= list | tuple
+        X = _stack([as_array(image, name, depth + 1) if isinstance(image, special) else image for image in X])
     if isinstance(X, torch.Tensor):
         return tensor_as_array(X, name)
     if isinstance(X, str | os.PathLike):
@@ -59,6 +67,10 @@ def as_array(X: Any, name: str) -> Any:
             f"{name} expects an array of images, got {type(X).__name__}: skdim.files.read_images makes one of a "
             "folder of image files, np.load(path, mmap_mode='r') opens an .npy file."
         )
+    if is_pillow_image(X):
+        raise TypeError(f"{name} expects images, got a single Pillow image: pass [X].")
+    if not hasattr(X, "shape") and not isinstance(X, dict | NpzFile) and callable(getattr(X, "keys", None)):
+        raise TypeError(f"{name} expects an array of images, got {type(X).__name__}: pass one of {list(X.keys())}.")
     if isinstance(X, NpzFile):
         raise TypeError(f"{name} expects an array of images, got an archive of arrays: pass one of {X.files}.")
     if isinstance(X, bytes | dict | set | frozenset | None) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):

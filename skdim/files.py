@@ -31,8 +31,10 @@ BLOCK = 256
 CACHE_MARK = b"skdim images "
 # Of the EXIF standard: how a camera was held. From 5 to 8, the last there is, the sides are swapped.
 ORIENTATION_TAG = 0x0112
-# Of TIFF: bits of each sample, samples of a pixel, and whether they lie in a plane each.
-BITS_TAG, SAMPLES_TAG, PLANES_TAG = 258, 277, 284
+# Of TIFF: bits of each sample, samples of a pixel, whether they lie in a plane each, what the last ones are beyond
+# colours, and of which kind of number.
+BITS_TAG, SAMPLES_TAG, PLANES_TAG, EXTRA_TAG, KIND_TAG = 258, 277, 284, 338, 339
+UNSIGNED, SIGNED = 1, 2
 TIFF_HINT = (
     "For TIFFs that Pillow does not read whole make the array yourself: "
     "np.stack([tifffile.imread(path) for path in paths])."
@@ -81,7 +83,8 @@ def read_images(
     -------
     ndarray of shape (n, height, width) or (n, height, width, channels)
         Pixels, uint8, and without channels where grey. Grey images of more than 8 bits become float32 with their
-        values as they are.
+        values as they are, but for those of PGM files, which Pillow stretches to 65535, and of PNG files with opacity,
+        which it cuts to 8 bits.
 
     Raises
     ------
@@ -129,6 +132,12 @@ def read_images(
     for index, file in enumerate(files):
         if not isinstance(file, str | os.PathLike) and not is_pillow_image(file):
             raise TypeError(f"files must be paths or Pillow images, got {file!r:.80} as image {index}.")
+    stacks = [file for file in files if is_pillow_image(file) and _count_frames(file) > 1]
+    if len(set(map(id, stacks))) < len(stacks):
+        raise ValueError(
+            "files has one Pillow image of several pages more than once, each time the page it has come to: pass "
+            "copies, [page.copy() for page in PIL.ImageSequence.Iterator(image)]."
+        )
     if cache is None:
         shape, dtype, fill = _prepare(files, size, mode, n_jobs)
         images = np.empty(shape, dtype)
@@ -199,11 +208,23 @@ def _files_in(folder: Path) -> list[Path]:
             f"files must be a folder or a sequence of images, got {str(folder)!r}, which is no folder: a single file "
             "is [path], a pattern sorted(Path().glob(pattern))."
         )
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = (path for path in _walk(folder, ()) if path.suffix.lower() in SUFFIXES)
     files = sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(folder).parts))
     if not files:
         raise ValueError(f"The folder {str(folder)!r} has no image files: none that ends in {sorted(SUFFIXES)}.")
     return files
+
+
+def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """All files in a folder and those below, through links to folders too, but for links to folders above."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _walk(path, (*above, real))
+        elif path.is_file():
+            yield path
 
 
 def _digest(files: Sequence[Any], size: tuple[int, int] | None, mode: str | None) -> bytes:
@@ -282,11 +303,16 @@ def _find_loss(image: Any) -> str:
     # Not isinstance, which would need Pillow's module for them.
     tags = getattr(image, "tag_v2", {})
     n_bits, n_samples = max(tags.get(BITS_TAG, (8,))), tags.get(SAMPLES_TAG, 1)
-    is_colour = image.mode in CHANNELS or image.mode == "RGBX"
+    kind = tags.get(KIND_TAG, (UNSIGNED,))[0]
+    if (image.mode == "L" and kind == SIGNED) or (image.mode == "I" and n_bits == 32 and kind == UNSIGNED):
+        raise ValueError(f"Pillow takes its {n_bits}-bit integers for {'un' if kind == SIGNED else ''}signed ones")
+    is_colour = image.mode not in GREY_MODES | DEEP_MODES
     if is_colour and n_bits > 8 and tags.get(PLANES_TAG) == 2:
         raise ValueError(f"Pillow does not read colours of {n_bits} bits that lie in planes")
     if is_colour and n_bits > 8:
         return f"colours of {n_bits} bits, which are cut to 8"
+    if image.mode == "RGBA" and tags and EXTRA_TAG not in tags:
+        return "a fourth channel that is not called opacity, which is left out as if it were"
     if n_samples > len(image.getbands()):
         return f"{n_samples} channels, of which only {len(image.getbands())} can be read"
     return ""
@@ -294,8 +320,10 @@ def _find_loss(image: Any) -> str:
 
 def _count_pages(image: Any) -> int:
     # What a photo has beside itself is a preview, and a page that was sought is meant.
-    if image.format == "MPO" or image.tell() > 0:
-        return 1
+    return 1 if image.format == "MPO" or image.tell() > 0 else _count_frames(image)
+
+
+def _count_frames(image: Any) -> int:
     try:
         return getattr(image, "n_frames", 1)
     # Pages behind the first may be damaged, or the file closed, which the first needn't mind.
@@ -357,7 +385,8 @@ def _pixels(image: Any, kind: str, size: tuple[int, int]) -> NDArray[Any]:
         # Through float, because Pillow does not scale all of these modes.
         image = Image.fromarray(np.asarray(image, dtype=np.float32))
     elif image.mode != kind:
-        image = image.convert(kind)
+        # From premultiplied grey Pillow converts to grey with opacity only.
+        image = (image.convert("LA") if image.mode == "La" else image).convert(kind)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC if kind != "deep" else Image.Resampling.BILINEAR)
     return np.asarray(image)

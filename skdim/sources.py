@@ -59,6 +59,7 @@ class LazyArray:
     ) -> None:
         self.source, self._read = source, read
         self.shape, self.ndim = shape, len(shape)
+        self._read_shape = shape[1:]
         self.dtype = np.dtype(np.uint8 if dtype == np.uint8 else np.float32)
         self.nbytes = prod(shape) * self.dtype.itemsize
 
@@ -67,7 +68,9 @@ class LazyArray:
 
     def reshape(self, n_rows: int, *row_shape: int) -> "LazyArray":
         """Give the rows, of which there are `n_rows`, another shape."""
-        return LazyArray(self.source, self._read, (n_rows, *row_shape), self.dtype)
+        other = LazyArray(self.source, self._read, (n_rows, *row_shape), self.dtype)
+        other._read_shape = self._read_shape
+        return other
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         """Read a slice of rows, or those of an array of indices.
@@ -75,7 +78,7 @@ class LazyArray:
         Raises
         ------
         ValueError
-            If there are values that float32 does not hold.
+            If the source brings others than it has declared, or values that float32 does not hold.
         """
         indices = range(len(self))[rows] if isinstance(rows, slice) else rows
         try:
@@ -84,6 +87,12 @@ class LazyArray:
             title = type(self.source).__name__
             error.add_note(f"While images {min(indices)} to {max(indices)} of X, a {title}, were read.")
             raise
+        expected = (len(indices), *self._read_shape)
+        if values.shape != expected or (values.dtype == np.uint8) != (self.dtype == np.uint8):
+            raise ValueError(
+                f"X, a {type(self.source).__name__}, brought images {min(indices)} to {max(indices)} as {values.dtype} "
+                f"of shape {values.shape}, where its own shape and dtype say {self.dtype} of shape {expected}."
+            )
         return as_stored(values, self.dtype, indices).reshape(len(values), *self.shape[1:])
 
 
@@ -153,6 +162,11 @@ def as_lazy_array(X: Any, mode: str | None, name: str) -> tuple[LazyArray | None
         read = _SlicedRows(X, name)
     else:
         return None, False
+    if not all(isinstance(side, int | np.integer) for side in X.shape):
+        raise ValueError(
+            f"{name} needs to know the shape of X, a {type(X).__name__}, which is {X.shape}: call "
+            "X.compute_chunk_sizes() before, if it is one of dask."
+        )
     check_dtype(X.dtype, name)
     if X.dtype.kind == "c":
         raise ValueError("Complex data not supported")
@@ -290,6 +304,8 @@ class _SlicedRows:
             # HDF5 takes indices that increase only.
             rows, order = np.unique(rows, return_inverse=True)
             values = self._array[rows]
+        # What is computed here only may turn out to be masked.
+        values = values.compute() if hasattr(values, "compute") else values
         _refuse_masked(values, self._name)
         values = np.asarray(values)
         return values if isinstance(rows, slice) else values[order]
@@ -347,7 +363,11 @@ class _Items:
             array = tensor_as_array(image, self._name)
         else:
             _refuse_masked(image, self._name)
-            array = picture_as_array(image, self._mode) if is_pillow_image(image) else np.asarray(image)
+            try:
+                array = picture_as_array(image, self._mode) if is_pillow_image(image) else np.asarray(image)
+            except Exception as error:
+                error.add_note(f"Raised by item {index} of X, a {type(self._dataset).__name__}.")
+                raise
         if array.dtype.kind not in "biuf":
             raise TypeError(f"{self._name} expects images of numbers, got {type(image).__name__} as item {index} of X.")
         return array

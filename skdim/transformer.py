@@ -1103,8 +1103,10 @@ class DIMTransformer(
         if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != np.float32:
             found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
             raise ValueError(f"out must be a float32 NumPy array of shape {shape}, got {found}.")
-        if not out.flags.writeable or min(out.strides) < 0:
-            raise ValueError("out must be an array that can be written to, with strides that are not negative.")
+        if not out.flags.writeable or min(out.strides) < 0 or any(stride % out.itemsize for stride in out.strides):
+            raise ValueError(
+                "out must be an array that can be written to, with strides that are multiples of 4 and not negative."
+            )
         if isinstance(images, Images) and images.shares_memory(out):
             raise ValueError("out must not overlap X in memory: X would change while it is read.")
 

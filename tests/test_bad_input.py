@@ -2,6 +2,7 @@ import io
 import pickle
 import re
 import warnings
+from collections import UserDict
 from math import isqrt
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from PIL import Image
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -103,6 +105,22 @@ BAD_INPUTS = {
     "time spans": (ROWS.astype("m8[s]"), TypeError, "expects numbers, got an array of dtype timedelta64[s]"),
     "void": (np.zeros((10, 2), dtype="V8"), TypeError, "expects numbers, got an array of dtype |V8"),
     "list of masked": ([np.ma.masked_less(ROWS[0], 0.5)] * 3, TypeError, "does not support masked arrays"),
+    "lists of masked channels": (
+        [list(image) for image in np.ma.masked_less(IMAGES, 0.5)],
+        TypeError,
+        "does not support masked arrays",
+    ),
+    "lists of channels, some uint8": (
+        [*map(list, IMAGES), *map(list, IMAGES / 255)],
+        ValueError,
+        "must be uint8 or none",
+    ),
+    "a Pillow image": (Image.new("RGB", (8, 8)), TypeError, "got a single Pillow image: pass [X]"),
+    "a file of arrays": (
+        UserDict(X=ROWS, y=ROWS[0]),
+        TypeError,
+        "array of images, got UserDict: pass one of ['X', 'y']",
+    ),
     "a list in itself": (LOOP, ValueError, "exceed the maximum number of dimension"),
     "empty list": ([], ValueError, "Expected 2D array, got 1D array instead"),
     "list of empty lists": ([[], []], ValueError, "Found array with 0 feature(s) (shape=(2, 0))"),

@@ -302,7 +302,7 @@ def test_noise_alone_trains_nothing(digits):
         (("batch", "all"), "negatives must be one of"),
         (["batch", 1], "negatives must be one of"),
         ({"local": "batch"}, r"must name the critics \['global', 'local'\]"),
-        ({"local": "batch", "global": "roll", "prior": "roll"}, "must name the critics"),
+        ({"local": "batch", "global": "roll", "prior": "roll"}, r"must name critics of \['global', 'local'\]"),
         ({"local": "batch", "global": "far"}, "negatives must be one of"),
         (["batch", ["roll"]], "negatives must be one of"),
         ({"local": 5, "global": "roll"}, "negatives must be one of"),

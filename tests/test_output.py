@@ -283,10 +283,10 @@ def test_html_links_to_the_documentation_and_has_a_tooltip_for_every_parameter()
     assert "readthedocs" not in estimator_html_repr(Subclass())
 
 
-def tiff(pixels, planes):
+def tiff(pixels, planes, kind=1, n_extra=None):
     """Write colours (H, W, C), or planes of them (C, H, W), as an uncompressed TIFF of one strip a plane."""
     n_samples, (height, width) = (len(pixels), pixels.shape[1:]) if planes else (pixels.shape[2], pixels.shape[:2])
-    n_extra = n_samples - 3
+    n_extra = max(0, n_samples - 3) if n_extra is None else n_extra
     strips = list(pixels) if planes else [pixels]
     data = b"".join(strip.tobytes() for strip in strips)
     tags = [
@@ -294,13 +294,14 @@ def tiff(pixels, planes):
         (257, 3, [height]),
         (258, 3, [8 * pixels.itemsize] * n_samples),
         (259, 3, [1]),
-        (262, 3, [2]),
+        (262, 3, [1 if n_samples == 1 else 2]),
         (273, 4, [8 + index * strips[0].nbytes for index in range(len(strips))]),
         (277, 3, [n_samples]),
         (278, 3, [height]),
         (279, 4, [strip.nbytes for strip in strips]),
         (284, 3, [2 if planes else 1]),
         *([(338, 3, [0] * n_extra)] if n_extra else []),
+        (339, 3, [kind] * n_samples),
     ]
     entries, extra = b"", b""
     start = 8 + len(data)
@@ -329,6 +330,52 @@ def test_what_pillow_loses_of_a_tiff_is_said(tmp_path):
     path.write_bytes(tiff(words[..., :3].transpose(2, 0, 1).copy(), planes=True))
     with pytest.raises(OSError, match=r"Image 0, .*16 bits that lie in planes.*tifffile\.imread"):
         read_images([path])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "message"),
+    [("i1", 2, "takes its 8-bit integers for unsigned ones"), ("u4", 1, "takes its 32-bit integers for signed ones")],
+)
+def test_integers_that_pillow_takes_for_others_are_refused(tmp_path, dtype, kind, message):
+    path = tmp_path / "cells.tif"
+    pixels = np.array([[[1], [np.iinfo(dtype).min], [np.iinfo(dtype).max]]], dtype=dtype)
+    path.write_bytes(tiff(pixels, planes=False, kind=kind))
+    with pytest.raises(OSError, match=f"Image 0, .*{message}"):
+        read_images([path])
+
+
+def test_a_fourth_channel_is_not_dropped_without_a_word(tmp_path):
+    path = tmp_path / "scene.tif"
+    scene = np.random.default_rng(0).integers(0, 255, (6, 8, 4), dtype=np.uint8)
+    path.write_bytes(tiff(scene, planes=False, n_extra=0))
+    with pytest.warns(UserWarning, match="a fourth channel that is not called opacity, which is left out"):
+        assert np.array_equal(read_images([path])[0], scene[..., :3])
+
+
+def test_pages_of_one_pillow_image_have_to_be_copies(tmp_path):
+    path = tmp_path / "stack.tif"
+    pages = [Image.fromarray(np.full((8, 8), value, dtype=np.uint8)) for value in (10, 20, 30)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    with Image.open(path) as stack:
+        with pytest.raises(ValueError, match="one Pillow image of several pages more than once"):
+            read_images(list(ImageSequence.Iterator(stack)))
+        copies = read_images([page.copy() for page in ImageSequence.Iterator(stack)])
+    assert copies[:, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_linked_folders_are_read_and_circles_end(tmp_path):
+    for name, value in (("inside", 1), ("elsewhere", 2)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((8, 8), value, dtype=np.uint8)).save(tmp_path / name / "image.png")
+    folder = tmp_path / "inside"
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "up").symlink_to(tmp_path / "inside")
+    assert read_images(folder)[:, 0, 0].tolist() == [1, 2]
+
+
+def test_premultiplied_grey(tmp_path):
+    grey = Image.fromarray(np.full((8, 8), 77, dtype=np.uint8)).convert("LA").convert("La")
+    assert (read_images([grey]) == 77).all()
 
 
 def test_what_is_no_sequence_of_files(photos, tmp_path):

@@ -391,6 +391,56 @@ def test_masked_values_on_disk():
     assert_same(result(OnDisk(np.ma.masked_array(ROWS))), result(ROWS))
 
 
+def test_values_that_turn_out_to_be_masked_when_computed():
+    dask_array = pytest.importorskip("dask.array")
+    masked = dask_array.ma.masked_less(dask_array.from_array(ROWS, chunks=(10, 16)), 0)
+    with pytest.raises(TypeError, match="does not support masked arrays"):
+        small().fit(masked)
+
+
+class Liar(OnDisk):
+    """An array that brings what it does not say."""
+
+    def __init__(self, values, change):
+        super().__init__(values)
+        self.change = change
+
+    def __getitem__(self, rows):
+        return self.change(super().__getitem__(rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda values: values / 255, r"float64 of shape \(50, 12, 10, 3\)"),
+        (lambda values: values[:-1], r"uint8 of shape \(49, 12, 10, 3\)"),
+        (lambda values: values.transpose(0, 2, 1, 3), r"uint8 of shape \(50, 10, 12, 3\)"),
+    ],
+    ids=["dtype", "number", "axes"],
+)
+def test_what_an_array_brings_is_what_it_says(change, found):
+    fitted = small().fit(IMAGES)
+    for method in (small().fit, fitted.transform):
+        message = f"X, a Liar, brought images 0 to 49 as {found}, where its own shape and dtype say uint8 of shape"
+        with pytest.raises(ValueError, match=message):
+            method(Liar(IMAGES, change))
+
+
+def test_an_array_of_unknown_length():
+    dask_array = pytest.importorskip("dask.array")
+    X = dask_array.from_array(ROWS, chunks=(10, 16))
+    with pytest.raises(ValueError, match=r"needs to know the shape of X, a Array, which is \(nan, 16\): call X.comp"):
+        small().fit(X[X[:, 0] > 0])
+
+
+def test_an_error_names_the_item_that_has_raised_it():
+    pictures = [Image.fromarray(image) for image in IMAGES]
+    pictures[13] = pictures[13].convert("I;16")
+    with pytest.raises(ValueError, match="grey of more than 8 bits") as caught:
+        small().fit(Items(pictures))
+    assert "Raised by item 13 of X, a Items." in caught.value.__notes__
+
+
 def test_arrays_in_memory_and_tables_are_not_taken_for_arrays_on_disk(tmp_path):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(mapped(ROWS, tmp_path), columns=[f"pixel{i}" for i in range(16)])
