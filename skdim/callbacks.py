@@ -145,8 +145,15 @@ def callback_state(callback: Callback) -> dict[str, Any]:
     for name, value in vars(callback).items():
         if name.endswith("_"):
             has_state = hasattr(value, "state_dict") and not isinstance(value, type)
-            states[name] = value.state_dict() if has_state else value
-    return {name: state for name, state in states.items() if is_storable(state)}
+            state = value.state_dict() if has_state else value
+            if is_storable(state):
+                states[name] = state
+            elif has_state:
+                warn(
+                    f"Checkpoints leave out the state of {type(callback).__name__}.{name}, in which there is more than "
+                    "numbers, texts, arrays and tensors: a resumed training will differ."
+                )
+    return states
 
 
 def load_callback(callback: Callback, states: dict[str, Any]) -> None:

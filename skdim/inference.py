@@ -12,6 +12,7 @@ from skdim.devices import full_float32, is_out_of_memory, usual_torch
 from skdim.discriminators import Critic
 from skdim.encoders import mean_over_map, read_layers
 from skdim.encoders.blocks import evaluating
+from skdim.encoders.convolutional import ConvolutionalEncoder
 from skdim.images import Images
 from skdim.layouts import ImageShape
 from skdim.loaders import LoadedImages
@@ -75,7 +76,9 @@ def encode(
     start = 0
     are_finite = torch.ones((), dtype=torch.bool, device=standardize.device)
     # In training, between whose steps a callback may ask, it is not in evaluation mode.
-    with usual_torch(standardize.device), torch.inference_mode(), full_float32, evaluating(encoder):
+    # What an encoder of the user's keeps of a pass, a table of positions say, has to serve in training, too.
+    inference = torch.inference_mode(isinstance(encoder, ConvolutionalEncoder))
+    with usual_torch(standardize.device), inference, full_float32, evaluating(encoder):
         for rest in images.chunks(batch_size):
             while len(rest):
                 batch = rest[:batch_size]

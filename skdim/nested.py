@@ -22,7 +22,7 @@ DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
 def pack(tree: Any) -> bytearray:
-    """Put a tree of dicts, lists, tuples, tensors and plain values into the bytes of a safetensors file.
+    """Put a tree of dicts, lists, tuples, tensors, arrays and plain values into the bytes of a safetensors file.
 
     Raises
     ------
@@ -93,6 +93,9 @@ def _to_json(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     if isinstance(value, list | tuple):
         items = [_to_json(item, tensors, f"{path}/{i}") for i, item in enumerate(value)]
         return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        # A copy in the machine's own order of bytes, which torch wants.
+        return {"array": _to_json(torch.from_numpy(value.astype(value.dtype.newbyteorder("="))), tensors, path)}
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, str | bool | int | float):
@@ -107,6 +110,8 @@ def _from_json(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
+    if "array" in value:
+        return _from_json(value["array"], tensors).numpy()
     if "tuple" in value:
         return tuple(_from_json(item, tensors) for item in value["tuple"])
     return {key: _from_json(item, tensors) for key, item in value["dict"]}

@@ -34,6 +34,9 @@ RECORDED = (
     *("seconds", "images_per_second"),
 )
 
+# What a net is made of.
+PARTS = ("module_", "optimizer_", "prior_optimizer_")
+
 # Steps in a training that is worth recording a step of.
 MIN_RECORDED_STEPS = 100
 
@@ -316,6 +319,9 @@ class DIMNet(NeuralNet):
     def rolled_back_on_error(self) -> Iterator[None]:
         """Give the net back as it was, weights, optimizers, generator and history, if the block fails."""
         parts = [self.module_, *self._every_optimizer()]
+        # A callback may put others in their places, and more groups into an optimizer.
+        places = {name: getattr(self, name) for name in PARTS if hasattr(self, name)}
+        groups = [list(optimizer.param_groups) for optimizer in self._every_optimizer()]
         states = copy.deepcopy([part.state_dict() for part in parts])
         trainable = [parameter.requires_grad for parameter in self.module_.parameters()]
         generators = (self.generator, self.own_generator)
@@ -323,6 +329,10 @@ class DIMNet(NeuralNet):
         try:
             yield
         except BaseException:
+            for name, part in places.items():
+                setattr(self, name, part)
+            for optimizer, those_before in zip(self._every_optimizer(), groups, strict=True):
+                optimizer.param_groups[:] = those_before
             for part, state in zip(parts, states, strict=True):
                 part.load_state_dict(state)
             for parameter, is_trainable in zip(self.module_.parameters(), trainable, strict=True):
@@ -338,6 +348,7 @@ class DIMNet(NeuralNet):
         return {
             "end": end,
             "model": self.module_.state_dict(),
+            "weights": dict(self.criterion_.weights),
             "frozen": [name for name, weight in self.module_.named_parameters() if not weight.requires_grad],
             "optimizers": [optimizer.state_dict() for optimizer in self._every_optimizer()],
             "schedulers": [scheduler.state_dict() for scheduler in self._schedulers],
@@ -361,6 +372,7 @@ class DIMNet(NeuralNet):
     def _load_state(self, state: dict[str, Any], generators: Sequence[torch.Generator]) -> None:
         try:
             self.module_.load_state_dict(state["model"])
+            self.criterion_.weights = state["weights"]
             for name, weight in self.module_.named_parameters():
                 weight.requires_grad_(name not in state["frozen"])
             for optimizer, optimizer_state in zip(self._every_optimizer(), state["optimizers"], strict=True):

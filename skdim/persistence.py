@@ -39,13 +39,16 @@ __all__ = ["FittedModel", "InvalidFileError", "load_model", "restore_encoder", "
 FORMAT = 1
 KEYS = frozenset(
     [
-        *("format", "class", "params", "encoder", "encoder_options", "width", "image_shape", "channels_last"),
+        *("format", "class", "params", "encoder", "encoder_options", "encoder_seed", "width", "image_shape"),
+        "channels_last",
         *("trained_on_uint8", "history", "feature_names", "versions"),
     ]
 )
 VERSIONS = {"skdim": __version__, "torch": str(torch.__version__), "scikit-learn": sklearn.__version__}
 # Objects of the process that saves, and where it may write: a file from elsewhere must have no say in either.
 NOT_STORED = ("callbacks", "checkpoint_dir")
+# A bfloat16 number among NumPy's types, which have none.
+BFLOAT16 = np.dtype([("bfloat16", np.int16)])
 # Values an image: 16 GiB of float32.
 MAX_IMAGE_VALUES = 1 << 32
 # Most of a message that may quote the file.
@@ -68,6 +71,8 @@ class FittedModel:
         What it was built from.
     encoder_options : dict of str to bool
         How: "multiple_globals" and "standardized", see `skdim.encoders.make_encoder`.
+    encoder_seed : int
+        Of what the encoder drew when it was built.
     layer_shapes : dict
         As `skdim.encoders.layer_shapes` gives them.
     image_shape : tuple of int
@@ -88,6 +93,7 @@ class FittedModel:
     encoder: nn.Module
     encoder_spec: Any
     encoder_options: dict[str, bool]
+    encoder_seed: int
     layer_shapes: dict[str, tuple[int, ...]]
     image_shape: ImageShape
     channels_last: bool
@@ -111,7 +117,14 @@ def to_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
     dict
         Name to ndarray.
     """
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
+    return {name: _to_array(tensor.detach().cpu()) for name, tensor in module.state_dict().items()}
+
+
+def _to_array(tensor: Tensor) -> NDArray[Any]:
+    if tensor.dtype == torch.bfloat16:
+        # NumPy has no such numbers, but a type of two bytes that is nothing else.
+        return tensor.contiguous().view(torch.int16).numpy().view(BFLOAT16).copy()
+    return tensor.numpy().copy()
 
 
 def to_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
@@ -127,7 +140,13 @@ def to_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     dict
         Name to a copy.
     """
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return {name: _to_tensor(np.array(array)) for name, array in arrays.items()}
+
+
+def _to_tensor(array: NDArray[Any]) -> Tensor:
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def restore_encoder(
@@ -135,6 +154,7 @@ def restore_encoder(
     image_shape: ImageShape,
     width: int,
     options: dict[str, bool],
+    seed: int,
     weights: Mapping[str, Tensor],
 ) -> nn.Module:
     """Build an encoder around parameters and buffers that it had.
@@ -149,6 +169,8 @@ def restore_encoder(
         Of the embedding.
     options : dict of str to bool
         As those of a `FittedModel`.
+    seed : int
+        Of what it draws when it is built.
     weights : mapping of str to Tensor
         Name to parameter or buffer, on the CPU; the encoder may take them over.
 
@@ -164,7 +186,7 @@ def restore_encoder(
         module.load_state_dict(weights, assign=True)
     else:
         # What the user brings may draw when it is built, and hold more than its state.
-        with private_rng(0, torch.device("cpu")):
+        with private_rng(seed, torch.device("cpu")):
             module = _build(spec, image_shape, width, options)
         module.load_state_dict(weights)
     return module.eval()
@@ -203,6 +225,7 @@ def save_model(path: str | os.PathLike[str], estimator_class: type[BaseEstimator
         "params": _params_to_json(estimator_class, model.params),
         "encoder": model.encoder_spec if isinstance(model.encoder_spec, str) else None,
         "encoder_options": model.encoder_options,
+        "encoder_seed": model.encoder_seed,
         "width": model.layer_shapes["embedding"][0],
         "image_shape": model.image_shape,
         "channels_last": model.channels_last,
@@ -281,9 +304,10 @@ def _read(file: BinaryIO, estimator_class: type[BaseEstimator], encoder: Any) ->
     weights = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
     return FittedModel(
         params=params,
-        encoder=restore_encoder(spec, image_shape, width, options, weights),
+        encoder=restore_encoder(spec, image_shape, width, options, content["encoder_seed"], weights),
         encoder_spec=spec,
         encoder_options=options,
+        encoder_seed=content["encoder_seed"],
         layer_shapes=shapes,
         image_shape=image_shape,
         channels_last=content["channels_last"],
@@ -324,8 +348,9 @@ def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]
         )
     if content.get("class") != estimator_class.__name__:
         raise InvalidFileError(f"it holds a {reprlib.repr(content.get('class'))}")
-    # Files of before there was such an entry do not say.
+    # Files of before there were such entries do not say.
     content.setdefault("channels_last", False)
+    content.setdefault("encoder_seed", 0)
     check_names(content, KEYS, "metadata entry")
     shape, names, encoder = content["image_shape"], content["feature_names"], content["encoder"]
     versions, options = content["versions"], content["encoder_options"]
@@ -336,6 +361,7 @@ def _check_content(content: dict[str, Any], estimator_class: type[BaseEstimator]
         and all(isinstance(value, bool) for value in options.values()),
         "width": _is_positive_int(content["width"]),
         "image_shape": isinstance(shape, list) and len(shape) == 3 and all(map(_is_positive_int, shape)),
+        "encoder_seed": type(content["encoder_seed"]) is int and 0 <= content["encoder_seed"] < 1 << 32,
         "channels_last": isinstance(content["channels_last"], bool),
         "trained_on_uint8": isinstance(content["trained_on_uint8"], bool),
         "history": _is_history(content["history"]),

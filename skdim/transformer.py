@@ -63,6 +63,8 @@ _SEED = "seed drawn from random_state"
 
 # Images of one kind differ less in contrast than a forgotten division by 255 makes them.
 OTHER_SCALE = 100
+# Embeddings of one image in two batches differ by rounding, which is less than this share of them.
+OTHER_BATCH = 1e-2
 # Nor do they lie, in all channels, as many standard deviations from each other as Kelvin from degrees Celsius.
 OTHER_LEVEL = 20
 
@@ -313,8 +315,9 @@ class DIMTransformer(
     encoder_: nn.Module
     net_: DIMNet
     history_: list[dict[str, float]]
-    # Also of a pickle from before there was such an attribute.
+    # Also of a pickle from before there were such attributes.
     _channels_last = False
+    _encoder_seed = 0
     _layer_shapes: dict[str, Any]
     _encoder_options: dict[str, bool]
     _built_for: tuple[Any, ...]
@@ -688,6 +691,7 @@ class DIMTransformer(
             encoder=self.encoder_,
             encoder_spec=self._encoder_spec,
             encoder_options=self._encoder_options,
+            encoder_seed=self._encoder_seed,
             layer_shapes=self._layer_shapes,
             image_shape=self.image_shape_,
             channels_last=self._channels_last,
@@ -783,6 +787,7 @@ class DIMTransformer(
         dim._layer_shapes = model.layer_shapes
         dim._encoder_spec = model.encoder_spec
         dim._encoder_options = model.encoder_options
+        dim._encoder_seed = model.encoder_seed
         dim._trained_on_uint8 = model.trained_on_uint8
         return dim
 
@@ -864,9 +869,11 @@ class DIMTransformer(
                 group,
                 self.gather_negatives,
             )
+            # A callback may have put others in their places.
+            self.encoder_, self.discriminators_ = self.net_.module_.encoder, self.net_.module_.discriminators
             self.encoder_.eval()
             with private_rng(net_seed, device):
-                self._check_finite_embeddings(images)
+                self._check_embeddings(images)
         self.__dict__.update(training_attributes(self.history_ + records))
 
     def _validate_params(self) -> None:
@@ -959,15 +966,21 @@ class DIMTransformer(
                 f"{self.mi_units}). {error}"
             ) from error
 
-    def _check_finite_embeddings(self, images: Images | LoadedImages) -> None:
-        """Catch a last step that went wrong, which no loss saw any more."""
+    def _check_embeddings(self, images: Images | LoadedImages) -> None:
+        """Catch a last step that went wrong, which no loss saw any more, and embeddings that depend on their batch."""
         few = Standardizer(self.mean_, self.std_, self.device_)(images.head(8))
-        with torch.inference_mode():
+        with torch.no_grad():
             embedding, _ = self.encoder_(few)
+            again = embedding[:2] if isinstance(self.encoder, str) else self.encoder_(few[:2])[0]
         if not embedding.isfinite().all():
             raise FloatingPointError(
                 f"The embeddings are not finite after the last step: training diverged. Lower lr (now {self.lr}) or "
                 "use precision='float32'."
+            )
+        if (again - embedding[:2]).abs().max() > OTHER_BATCH * embedding.abs().max():
+            warn(
+                "An image has another embedding in another batch, or each time: the encoder draws at random in "
+                "evaluation mode, or its norms take their statistics from the batch (track_running_stats=False)."
             )
 
     def _start(self, images: Images | LoadedImages, seed: int) -> None:
@@ -981,6 +994,8 @@ class DIMTransformer(
         self.history_ = []
 
     def _build_encoder(self, image_shape: ImageShape, seed: int) -> None:
+        # With which it is built again in another process: an encoder of the user's may draw more than its weights.
+        self._encoder_seed = seed
         with private_rng(seed, torch.device("cpu")):
             self.encoder_, self._layer_shapes = make_encoder(
                 self.encoder, image_shape, self.n_components, **self._get_encoder_options()
@@ -1166,11 +1181,6 @@ class DIMTransformer(
             raise AttributeError(f"there is no layer {self.output_layer!r}")
         return prod(self._output_shapes[self.output_layer])
 
-    def _forget_training(self) -> None:
-        """Leave behind what a pickle leaves behind."""
-        for name in _TRAINING_STATE:
-            self.__dict__.pop(name, None)
-
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in super().__getstate__().items() if key not in _TRAINING_STATE}
         if "encoder_" in state:
@@ -1195,7 +1205,9 @@ class DIMTransformer(
             width = self._layer_shapes["embedding"][0]
             with usual_torch(self.device_):
                 weights = to_tensors(state["encoder_"])
-                encoder = restore_encoder(self._encoder_spec, self.image_shape_, width, self._encoder_options, weights)
+                encoder = restore_encoder(
+                    self._encoder_spec, self.image_shape_, width, self._encoder_options, self._encoder_seed, weights
+                )
                 self.encoder_ = place(encoder, self.device_)
 
     def __sklearn_tags__(self) -> Any:

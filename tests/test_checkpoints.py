@@ -348,6 +348,35 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_it_used(X, tmp_path, h
         counted("damaged checkpoints found")
 
 
+class Heavier(Callback):
+    """Makes the prior's loss count more from epoch to epoch."""
+
+    def on_epoch_end(self, net, **_):
+        net.criterion_.weights = net.criterion_.weights | {"prior": 2 * net.criterion_.weights["prior"]}
+
+
+@pytest.mark.parametrize("make", [LRScheduler, Heavier], ids=["warm restarts", "weights"])
+def test_what_a_callback_has_come_to_goes_on(X, tmp_path, make):
+    params = {"lr_schedule": "constant"}
+    broken_off(X, tmp_path, 3, callbacks=[make()], **params)
+    resumed = small(tmp_path, callbacks=[make()], **params).fit(X)
+    assert_same_bits(resumed, small(callbacks=[make()], **params).fit(X))
+
+
+def test_state_of_a_callback_that_no_checkpoint_holds_is_named(X, tmp_path):
+    class Opaque:
+        def state_dict(self):
+            return {"what": object()}
+
+    class Holder(Callback):
+        def initialize(self):
+            self.opaque_ = Opaque()
+            return self
+
+    with pytest.warns(UserWarning, match=r"Checkpoints leave out the state of Holder.opaque_"):
+        small(tmp_path, callbacks=[Holder()], max_epochs=1).fit(X)
+
+
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(X, tmp_path, monkeypatch):
     broken_off(X, tmp_path, 3)
     newest = tmp_path / max(names(tmp_path))

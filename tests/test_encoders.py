@@ -620,8 +620,76 @@ def test_fit_with_a_backbone(colour_images, encoder, tmp_path):
     joblib.dump(dim, tmp_path / "dim.joblib")
     np.testing.assert_array_equal(joblib.load(tmp_path / "dim.joblib").transform(X), Z)
     np.testing.assert_array_equal(copy.deepcopy(dim).transform(X), Z)
+    dim.save(tmp_path / "dim.safetensors")
+    np.testing.assert_array_equal(DIMTransformer.load(tmp_path / "dim.safetensors", encoder=encoder).transform(X), Z)
     dim.set_params(warm_start=True).fit(X)
     assert dim.n_iter_ == 4
+
+
+class Keeping(nn.Module):
+    """Keeps a table that its first pass makes, and draws a projection that is no part of its state."""
+
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 6, 3, padding=1)
+        self.linear = nn.Linear(6, n_components)
+        self.register_buffer("projection", torch.randn(6, 6), persistent=False)
+        self.register_buffer("scale", torch.ones((), dtype=torch.bfloat16))
+        self.table = None
+
+    def forward(self, images):
+        if self.table is None:
+            self.table = torch.linspace(0, 1, images.shape[-1], device=images.device)
+        features = self.scale * self.conv(images) * self.table
+        return self.linear(features.mean(dim=(2, 3)) @ self.projection), features
+
+
+def test_what_an_encoder_holds_beside_its_state_comes_with_copies(colour_images, tmp_path):
+    X, _ = colour_images
+    dim = DIMTransformer(6, encoder=Keeping, max_epochs=1, mi_units=8, random_state=3).fit(X)
+    Z = dim.transform(X)
+    dim.save(tmp_path / "dim.safetensors")
+    loaded = DIMTransformer.load(tmp_path / "dim.safetensors", encoder=Keeping)
+    for same in (pickle.loads(pickle.dumps(dim)), copy.deepcopy(dim), loaded):
+        np.testing.assert_array_equal(same.transform(X), Z)
+    # What a pass in inference mode has made serves in training.
+    assert dim.partial_fit(X).n_iter_ == 2
+
+
+def test_a_network_that_keeps_what_it_makes_of_images_may_be_probed(colour_images):
+    network = Keeping((3, 12, 10), 6)
+    network.register_forward_hook(lambda module, inputs, outputs: outputs[0])
+    dim = DIMTransformer(6, encoder=partial(LayerEncoder, network, "conv"), max_epochs=1, mi_units=8)
+    assert np.isfinite(dim.fit_transform(colour_images[0])).all()
+
+
+def scripted(image_shape, n_components):
+    return torch.jit.script(Plain(image_shape, n_components))
+
+
+class Plain(nn.Module):
+    def __init__(self, image_shape: tuple[int, int, int], n_components: int, norm: bool = True):
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6, track_running_stats=norm)
+        self.linear = nn.Linear(6, n_components)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.norm(self.conv(images))
+        return self.linear(features.relu().mean(dim=(2, 3))), features
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_encoder(colour_images):
+    X, _ = colour_images
+    dim = DIMTransformer(6, encoder=scripted, max_epochs=1, mi_units=8, random_state=0).fit(X)
+    plain = DIMTransformer(6, encoder=Plain, max_epochs=1, mi_units=8, random_state=0).fit(X)
+    np.testing.assert_allclose(dim.transform(X), plain.transform(X), rtol=1e-3, atol=1e-4)
+
+
+def test_embeddings_that_depend_on_their_batch_are_warned_of(colour_images):
+    with pytest.warns(UserWarning, match="An image has another embedding in another batch"):
+        DIMTransformer(6, encoder=partial(Plain, norm=False), max_epochs=1, mi_units=8).fit(colour_images[0])
 
 
 SHARED = Backbone()

@@ -25,7 +25,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from skorch import NeuralNetClassifier
-from skorch.callbacks import EarlyStopping
+from skorch.callbacks import EarlyStopping, Freezer
 from torch import nn
 
 from skdim import DIMTransformer
@@ -1840,3 +1840,12 @@ def test_C_is_that_of_the_best_mean_accuracy_of_five_splits():
         assert LinearProbe(Cs=Cs, random_state=seed).fit(Z, y[rows]).C_ in np.array(Cs)[best]
         n_different += np.argmax(scores[0]) not in best
     assert n_different
+
+
+def test_fine_tuning_trains_what_was_frozen_before(digits):
+    X, y = digits[0][:100], digits[1][:100]
+    dim = DIMTransformer(4, max_epochs=1, callbacks=[Freezer("encoder*")], random_state=0)
+    classifier = FineTunedClassifier(dim, max_epochs=1, random_state=0).fit(X, y)
+    weights = classifier.transformer_.encoder_.parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(weights, clone(dim).fit(X).encoder_.parameters(), strict=True))
+    assert not hasattr(classifier.transformer_, "net_")

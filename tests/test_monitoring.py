@@ -1,3 +1,4 @@
+import copy
 import gc
 import io
 import logging
@@ -264,6 +265,48 @@ def test_a_callback_may_embed_images_and_changes_nothing_in_training(digits, at)
     embeddings = dim.fit_transform(X)
     assert seen == [True] * (2 if at == "epoch" else 4)
     assert np.array_equal(embeddings, small(batch_size=50).fit_transform(X))
+
+
+class Halves(Callback):
+    """Puts a model with half the weights in place at the end, as one that averages them does."""
+
+    def on_train_end(self, net, **_):
+        model = copy.deepcopy(net.module_)
+        with torch.no_grad():
+            for weight in model.encoder.parameters():
+                weight /= 2
+        net.module_ = model
+
+
+def test_a_model_that_a_callback_puts_in_place_is_the_result(digits):
+    whole, halved = small().fit(digits[0]), small(callbacks=[Halves()]).fit(digits[0])
+    for weight, half in zip(whole.encoder_.parameters(), halved.encoder_.parameters(), strict=True):
+        assert torch.equal(weight / 2, half)
+    assert halved.discriminators_["local"] is halved.net_.module_.critics["local"]
+    before = halved.transform(digits[0])
+    assert not np.array_equal(halved.set_params(callbacks=None).partial_fit(digits[0]).transform(digits[0]), before)
+
+
+class Spoils(Callback):
+    """Changes what a net is made of, and fails."""
+
+    def on_train_begin(self, net, **_):
+        net.optimizer_.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+        net.optimizer_ = torch.optim.SGD(net.module_.parameters(), lr=1.0)
+        net.module_ = copy.deepcopy(net.module_)
+
+    def on_epoch_end(self, net, **_):
+        raise KeyboardInterrupt
+
+
+def test_a_net_that_a_callback_has_spoilt_is_put_together_again(digits):
+    dim, same = (small(lr_schedule="constant").fit(digits[0]) for _ in range(2))
+    with pytest.raises(KeyboardInterrupt):
+        dim.set_params(callbacks=[Spoils()]).partial_fit(digits[0])
+    for each in (dim, same):
+        each.set_params(callbacks=None).partial_fit(digits[0])
+    assert np.array_equal(dim.transform(digits[0]), same.transform(digits[0]))
+    assert dim.loss_curve_ == same.loss_curve_
 
 
 def test_the_network_is_in_evaluation_mode_between_epochs(digits):

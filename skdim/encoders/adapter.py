@@ -58,7 +58,10 @@ class LayerEncoder(nn.Module):
         if layer not in names:
             close = get_close_matches(str(layer), names, n=8, cutoff=0)
             raise ValueError(f"{type(network).__name__} has no layer {layer!r}; some that it has are {close}.")
-        self.network = copy.deepcopy(network).cpu()
+        self.network = copy.deepcopy(network)
+        # What is built where tensors have no values stays there.
+        if not any(tensor.is_meta for tensor in self.network.state_dict().values()):
+            self.network.cpu()
         self.layer = layer
         self.network.get_submodule(layer).register_forward_hook(_hand_over)
         output = self._probe(image_shape)
@@ -94,8 +97,10 @@ class LayerEncoder(nn.Module):
         try:
             with evaluating(self.network):
                 try:
-                    # Shapes alone, of images of which a file from a stranger may have said how large they are.
-                    output, features = self._run(torch.zeros(shape, device="meta"))
+                    # Shapes alone, of images of which a file from a stranger may have said how large they are. By a
+                    # copy, because a network may keep what it makes for them.
+                    valueless = copy.deepcopy(self).to("meta")
+                    output, features = valueless._run(torch.zeros(shape, device="meta"))
                 except InvalidEncoderError:
                     raise
                 except Exception:

@@ -71,7 +71,7 @@ def local_features(encoder: nn.Module, images: Tensor) -> Tensor:
 
 def _has_known_forward(encoder: nn.Module) -> TypeGuard[ConvolutionalEncoder]:
     """Tell whether an encoder computes what its class's `layers` and `local` say; a subclass may override forward."""
-    return type(encoder).forward is ConvolutionalEncoder.forward
+    return isinstance(encoder, ConvolutionalEncoder) and type(encoder).forward is ConvolutionalEncoder.forward
 
 
 def layer_shapes(encoder: nn.Module, image_shape: ImageShape) -> dict[str, tuple[int, ...]]:

@@ -252,8 +252,7 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
             # scikit-learn's ensembles also take the place of a seed that the user has set; here it counts.
             if transformer.random_state is None:
                 transformer.set_params(random_state=rng.randint(np.iinfo(np.int32).max))
-            transformer.fit(X)._forget_training()
-            return transformer
+            transformer.fit(X)
         # As a pickle does, a copy leaves discriminators and net behind.
         return copy.deepcopy(transformer)
 
