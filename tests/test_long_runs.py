@@ -38,9 +38,9 @@ def test_many_fits_take_no_more_memory_and_no_more_threads(digits, tmp_path, n_f
     n_tasks, n_descriptors = len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
     for i in range(3, 3 + n_fits):
         fit(i)
-    grown = (resident_bytes() - memory) / n_fits
-    # The encoder's weights alone are 8 MB.
-    assert grown < 0.5e6, f"{grown / 1e6:.2f} MB a fit"
+    grown = resident_bytes() - memory
+    # The encoder's weights alone are 8 MB a fit; once or twice as much the allocator keeps or gives back as it likes.
+    assert grown < 16e6, f"{grown / 1e6:.1f} MB in {n_fits} fits"
     # There may be fewer, of what tests before had left to the garbage collector.
     assert threading.active_count() <= threads
     assert len(os.listdir("/proc/self/task")) <= n_tasks
