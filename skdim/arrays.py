@@ -17,11 +17,13 @@ from skdim.sources import check_dtype, tensor_as_array
 __all__ = ["as_array"]
 
 
-# How deep lists of images may hold what NumPy would take for less than it is: images, their channels and rows.
-MAX_DEPTH = 3
+MASKED = "{} does not support masked arrays; fill the masked values first, with X.filled()."
+
+# Images may be lists of channels, and these of rows.
+MAX_DEPTH = 2
 
 
-def as_array(X: Any, name: str, depth: int = 0) -> Any:
+def as_array(X: Any, name: str) -> Any:
     """Make an array of what is given as images, where scikit-learn's validation would not, or in its own way.
 
     Parameters
@@ -30,8 +32,6 @@ def as_array(X: Any, name: str, depth: int = 0) -> Any:
         As of `check_images`, but for what is read from disk.
     name : str
         The estimator's, for messages.
-    depth : int, default=0
-        In how many lists it is.
 
     Returns
     -------
@@ -55,11 +55,10 @@ def as_array(X: Any, name: str, depth: int = 0) -> Any:
         return X
     if isinstance(X, list | tuple):
         _refuse_gaps(X, name)
+        _check_parts(X, name)
         # Each would lose something in NumPy's hands: a tensor its gradient, a masked array its mask.
-        special: Any = torch.Tensor | np.ma.MaskedArray
-        if depth < MAX_DEPTH:
-            special |= list | tuple
-        X = _stack([as_array(image, name, depth + 1) if isinstance(image, special) else image for image in X])
+        special = torch.Tensor | np.ma.MaskedArray
+        X = _stack([as_array(image, name) if isinstance(image, special) else image for image in X])
     if isinstance(X, torch.Tensor):
         return tensor_as_array(X, name)
     if isinstance(X, str | os.PathLike):
@@ -77,7 +76,7 @@ def as_array(X: Any, name: str, depth: int = 0) -> Any:
         hint = ": make a list of it" if hasattr(X, "__next__") else ""
         raise TypeError(f"{name} expects an array of images, got {type(X).__name__}{hint}.")
     if isinstance(X, np.ma.MaskedArray):
-        raise TypeError(f"{name} does not support masked arrays; fill the masked values first, with X.filled().")
+        raise TypeError(MASKED.format(name))
     if not isinstance(X, np.ndarray):
         X = np.asarray(X)
     if X.dtype == object and X.ndim == 1 and len(X) and np.ndim(X[0]):
@@ -108,6 +107,28 @@ def _refuse_gaps(entries: Sequence[Any], name: str) -> None:
         raise TypeError(
             f"{name} expects paths or Pillow images throughout, or none: entry {index} is {entries[index]!r:.80}."
         )
+
+
+def _check_parts(images: Sequence[Any], name: str) -> None:
+    """Refuse, of images that are lists of arrays, what NumPy would make less of than they are."""
+    parts = [part for image in images if isinstance(image, list | tuple) for part in _arrays_in(image, MAX_DEPTH)]
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        raise TypeError(MASKED.format(name))
+    if len({part.dtype in (np.uint8, torch.uint8) for part in parts}) > 1:
+        raise ValueError(
+            "All channels of all images must be uint8 or none, because uint8 is scaled by 1/255 and others are not."
+        )
+
+
+def _arrays_in(values: Sequence[Any], depth: int) -> list[Any]:
+    """List the arrays and tensors in nested lists, which hold either numbers or none at a level."""
+    if not values or isinstance(values[0], int | float):
+        return []
+    arrays = [value for value in values if isinstance(value, np.ndarray | torch.Tensor)]
+    if depth > 1:
+        lists = [value for value in values if isinstance(value, list | tuple)]
+        arrays += [array for value in lists for array in _arrays_in(value, depth - 1)]
+    return arrays
 
 
 def _is_number(entry: Any) -> bool:

@@ -208,23 +208,25 @@ def _files_in(folder: Path) -> list[Path]:
             f"files must be a folder or a sequence of images, got {str(folder)!r}, which is no folder: a single file "
             "is [path], a pattern sorted(Path().glob(pattern))."
         )
-    paths = (path for path in _walk(folder, ()) if path.suffix.lower() in SUFFIXES)
-    files = sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    files = sorted(path for path in _walk(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise ValueError(f"The folder {str(folder)!r} has no image files: none that ends in {sorted(SUFFIXES)}.")
     return files
 
 
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """All files in a folder and those below, through links to folders too, but for links to folders above."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _walk(path, (*above, real))
-        elif path.is_file():
-            yield path
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files in a folder and in those below that are not hidden, through links, each folder once."""
+    seen = {os.path.realpath(folder)}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        yield from (Path(root, name) for name in names if name[0] != ".")
+        below = sorted(name for name in folders if name[0] != ".")
+        # In place: where the walk goes next.
+        folders.clear()
+        for name in below:
+            real = os.path.realpath(Path(root, name))
+            if real not in seen:
+                folders.append(name)
+                seen.add(real)
 
 
 def _digest(files: Sequence[Any], size: tuple[int, int] | None, mode: str | None) -> bytes:

@@ -93,7 +93,7 @@ def _to_json(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     if isinstance(value, list | tuple):
         items = [_to_json(item, tensors, f"{path}/{i}") for i, item in enumerate(value)]
         return {"tuple": items} if isinstance(value, tuple) else items
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "biuf":
         # A copy in the machine's own order of bytes, which torch wants.
         return {"array": _to_json(torch.from_numpy(value.astype(value.dtype.newbyteorder("="))), tensors, path)}
     if isinstance(value, np.generic):

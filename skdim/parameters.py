@@ -12,21 +12,23 @@ from skdim.notices import warn
 __all__ = ["check_negatives", "check_numbers", "check_units", "check_weights"]
 
 
-def check_numbers(values: Mapping[str, Any]) -> None:
-    """Check that numbers are numbers to torch, too, which takes no truth values nor integers of any length.
+def check_numbers(values: Mapping[str, Any], *, whole: bool) -> None:
+    """Check that numbers are numbers to torch, too, which takes no truth values to count by nor integers of any length.
 
     Parameters
     ----------
     values : mapping of str to int, float or None
         Parameters by name, each in its range.
+    whole : bool
+        Whether something is counted by them.
 
     Raises
     ------
     ValueError
-        If one is True or False, or an integer beyond float64.
+        If one is an integer beyond float64 or, where it counts, True or False.
     """
     for name, value in values.items():
-        if isinstance(value, bool | np.bool_):
+        if whole and isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} must be a number, got {value}.")
         try:
             float(value or 0)

@@ -1,5 +1,6 @@
 """Images that stay where they are, in mapped files, arrays on disk and datasets, and are read a few rows at a time."""
 
+import copy
 import mmap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -59,7 +60,7 @@ class LazyArray:
     ) -> None:
         self.source, self._read = source, read
         self.shape, self.ndim = shape, len(shape)
-        self._read_shape = shape[1:]
+        self._declared = np.dtype(dtype), shape[1:]
         self.dtype = np.dtype(np.uint8 if dtype == np.uint8 else np.float32)
         self.nbytes = prod(shape) * self.dtype.itemsize
 
@@ -68,8 +69,8 @@ class LazyArray:
 
     def reshape(self, n_rows: int, *row_shape: int) -> "LazyArray":
         """Give the rows, of which there are `n_rows`, another shape."""
-        other = LazyArray(self.source, self._read, (n_rows, *row_shape), self.dtype)
-        other._read_shape = self._read_shape
+        other = copy.copy(self)
+        other.shape, other.ndim = (n_rows, *row_shape), 1 + len(row_shape)
         return other
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
@@ -87,11 +88,12 @@ class LazyArray:
             title = type(self.source).__name__
             error.add_note(f"While images {min(indices)} to {max(indices)} of X, a {title}, were read.")
             raise
-        expected = (len(indices), *self._read_shape)
-        if values.shape != expected or (values.dtype == np.uint8) != (self.dtype == np.uint8):
+        dtype, row_shape = self._declared
+        if values.shape != (len(indices), *row_shape) or (values.dtype == np.uint8) != (dtype == np.uint8):
             raise ValueError(
                 f"X, a {type(self.source).__name__}, brought images {min(indices)} to {max(indices)} as {values.dtype} "
-                f"of shape {values.shape}, where its own shape and dtype say {self.dtype} of shape {expected}."
+                f"of shape {values.shape}, where its own shape and dtype say {dtype} of shape "
+                f"{(len(indices), *row_shape)}."
             )
         return as_stored(values, self.dtype, indices).reshape(len(values), *self.shape[1:])
 

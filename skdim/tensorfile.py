@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,9 @@ __all__ = ["InvalidFileError", "check_names", "check_shapes", "read_header", "re
 MAX_HEADER_BYTES = 1 << 22
 # Lists and objects in it, each of which takes a hundred times its two characters in memory.
 MAX_CONTAINERS = 1 << 16
+
+# A text in JSON. Possessive, so that nothing of a long one is kept to go back to.
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 # How files of other kinds begin. As lengths of headers, all of these are far beyond the most.
 FOREIGN = {
@@ -131,8 +135,9 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, An
 
 
 def _count_containers(text: bytes) -> int:
-    """Count lists and objects in a JSON text, and brackets in its strings."""
-    return text.count(b"[") + text.count(b"{")
+    """Count lists and objects in a JSON text."""
+    outside = STRING.sub(b"", text)
+    return outside.count(b"[") + outside.count(b"{")
 
 
 def _parse_json(text: bytes, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import Callback
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from skdim._version import __version__
@@ -673,7 +674,7 @@ class DIMTransformer(
         NotFittedError
             If `fit` has not been called.
         ValueError
-            If a parameter is unfit.
+            If a parameter is unfit, a column name has control characters, or history and column names are too long.
         OSError
             If the file cannot be written. One that was there is as it was.
 
@@ -869,8 +870,7 @@ class DIMTransformer(
                 group,
                 self.gather_negatives,
             )
-            # A callback may have put others in their places.
-            self.encoder_, self.discriminators_ = self.net_.module_.encoder, self.net_.module_.discriminators
+            self._take_over_model()
             self.encoder_.eval()
             with private_rng(net_seed, device):
                 self._check_embeddings(images)
@@ -878,8 +878,11 @@ class DIMTransformer(
 
     def _validate_params(self) -> None:
         super()._validate_params()
-        kinds = self._parameter_constraints
-        check_numbers({name: getattr(self, name) for name in kinds if isinstance(kinds[name][0], Interval)})
+        for kind in (Integral, Real):
+            names = [
+                name for name, kinds in self._parameter_constraints.items() if getattr(kinds[0], "type", 0) is kind
+            ]
+            check_numbers({name: getattr(self, name) for name in names}, whole=kind is Integral)
         check_negatives(self.negatives, [])
 
     def _check_objective(self, weights: dict[str, float]) -> dict[str, tuple[str, ...]]:
@@ -965,6 +968,15 @@ class DIMTransformer(
                 f"Out of memory on {device} in training: lower batch_size (now {self.batch_size}), then mi_units (now "
                 f"{self.mi_units}). {error}"
             ) from error
+
+    def _take_over_model(self) -> None:
+        """Take the model that a callback may have put in the place of the one that was trained."""
+        net = self.net_
+        if isinstance(net.module_, AveragedModel):
+            net.module_ = net.module_.module
+        if net.module_.encoder is not self.encoder_:
+            # The optimizers hold the weights of the one before: training that goes on has to begin with new ones.
+            self.encoder_, self.discriminators_, self._built_for = net.module_.encoder, net.module_.discriminators, ()
 
     def _check_embeddings(self, images: Images | LoadedImages) -> None:
         """Catch a last step that went wrong, which no loss saw any more, and embeddings that depend on their batch."""

@@ -113,7 +113,7 @@ BAD_INPUTS = {
     "lists of channels, some uint8": (
         [*map(list, IMAGES), *map(list, IMAGES / 255)],
         ValueError,
-        "must be uint8 or none",
+        "All channels of all images must be uint8 or none",
     ),
     "a Pillow image": (Image.new("RGB", (8, 8)), TypeError, "got a single Pillow image: pass [X]"),
     "a file of arrays": (

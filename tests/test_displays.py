@@ -123,6 +123,21 @@ def test_sizes_and_colours_of_each_image_go_with_it():
         assert points.get_clim() == (1, 9)
 
 
+@pytest.mark.parametrize(
+    ("n", "style"),
+    [
+        (3, {"color": (1, 0, 0)}),
+        (4, {"c": ["red", (1, 0, 0), "blue", (0, 1, 0)]}),
+        (3, {"marker": (5, 1, 0)}),
+        (2, {"linestyle": (0, (1, 2))}),
+        (3, {"c": [np.nan] * 3}),
+        (3, {"s": (4, 5, 6)}),
+    ],
+)
+def test_styles_of_as_many_parts_as_there_are_images(n, style):
+    EmbeddingDisplay(np.arange(2.0 * n).reshape(n, 2)).plot(**style).figure_.canvas.draw()
+
+
 def test_a_name_with_dollars_is_no_formula_and_coordinates_may_be_a_frame():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"x": [0.0, 9.0], "y": [0.0, 9.0]}, index=[7, 8])

@@ -663,6 +663,27 @@ def test_a_network_that_keeps_what_it_makes_of_images_may_be_probed(colour_image
     assert np.isfinite(dim.fit_transform(colour_images[0])).all()
 
 
+class Growing(nn.Module):
+    """Makes its last layer in its first pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.last = None
+
+    def forward(self, images):
+        maps = self.conv(images)
+        if self.last is None:
+            self.last = nn.Linear(6, 6, device=images.device)
+        return self.last(maps.mean(dim=(2, 3)))
+
+
+def test_a_network_that_makes_layers_in_its_first_pass(colour_images):
+    X, _ = colour_images
+    dim = DIMTransformer(6, encoder=partial(LayerEncoder, Growing(), "conv"), max_epochs=1, mi_units=8).fit(X)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(dim)).transform(X), dim.transform(X))
+
+
 def scripted(image_shape, n_components):
     return torch.jit.script(Plain(image_shape, n_components))
 

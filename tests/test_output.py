@@ -369,7 +369,10 @@ def test_linked_folders_are_read_and_circles_end(tmp_path):
         Image.fromarray(np.full((8, 8), value, dtype=np.uint8)).save(tmp_path / name / "image.png")
     folder = tmp_path / "inside"
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "linked again").symlink_to(tmp_path / "elsewhere")
     (folder / "up").symlink_to(tmp_path / "inside")
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere")
     assert read_images(folder)[:, 0, 0].tolist() == [1, 2]
 
 

@@ -164,7 +164,7 @@ REFUSED = {
     ),
     "too many lists": (
         lambda data: with_content(data, history=[{"loss": 1.0}] * (1 << 16)),
-        "its header has more than 65536 lists and objects",
+        "its metadata has more than 65536 lists and objects",
     ),
     "other software's": (
         lambda data: safetensors.torch.save(safetensors.torch.load(data)),
@@ -520,6 +520,11 @@ def test_changed_files_are_refused_or_harmless(dim, data, load, counted, n_files
     files = [(mutate, check, np.random.default_rng([n_files, i])) for i in range(n_files)]
     print(fuzz(dim, data, load, files))
     counted("files fuzzed", n_files)
+
+
+def test_brackets_in_texts_are_no_lists(dim, data, load):
+    names = ["[" * 5000 + '\\"{' + str(i) for i in range(16)]
+    assert list(load(with_content(data, feature_names=names)).feature_names_in_) == names
 
 
 def test_wasteful_headers(dim, data, load, counted):

@@ -1,6 +1,6 @@
 """Where images lie in the embedding."""
 
-from numbers import Integral, Number
+from numbers import Integral, Number, Real
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +19,9 @@ __all__ = ["EmbeddingDisplay"]
 
 # Numbers without decimals that are read as classes; more are values.
 MAX_CLASSES = 48
+
+# What matplotlib takes of each point.
+OF_POINTS = {"s", "c", "color", "facecolor", "edgecolor", "linewidth", "alpha"}
 
 # Width of a thumbnail, in points.
 THUMBNAIL = 22
@@ -185,7 +188,7 @@ class EmbeddingDisplay:
             if "c" in scatter_kwargs:
                 defaults.pop("color", None)
             style = {"s": 14, "linewidth": 0} | defaults | chosen
-            style |= {name: values[shown] for name, values in each_image.items()}
+            style |= {name: _of_images(values, shown) for name, values in each_image.items()}
             return self.ax_.scatter(*coordinates[shown].T, **style)
 
         frames = np.full(n_images, "black", dtype=object)
@@ -252,21 +255,26 @@ class EmbeddingDisplay:
         return chosen
 
 
-def _styles(scatter_kwargs: dict[str, Any], n_images: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Separate what a user has chosen for all points, by matplotlib's first names, from arrays of an entry an image."""
+def _styles(scatter_kwargs: dict[str, Any], n_images: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate what a user has chosen for all points, by matplotlib's first names, from what has an entry an image."""
     from matplotlib.collections import PathCollection
 
-    chosen = with_defaults(PathCollection, {}, scatter_kwargs)
-    each_image = {
-        name: np.asarray(chosen.pop(name))
-        for name, value in list(chosen.items())
-        if not isinstance(value, str) and np.ndim(value) and len(value) == n_images
-    }
-    colors = each_image.get("c")
-    if colors is not None and colors.ndim == 1 and colors.dtype.kind in "iuf" and "norm" not in chosen:
+    chosen, each_image = with_defaults(PathCollection, {}, scatter_kwargs), {}
+    for name in OF_POINTS & chosen.keys():
+        value = chosen[name]
+        # A tuple is one colour.
+        if (isinstance(value, list) or getattr(value, "ndim", 0) > 0) and len(value) == n_images:
+            each_image[name] = chosen.pop(name)
+    colors = each_image.get("c", [])
+    if "norm" not in chosen and all(isinstance(color, Real) for color in colors) and np.isfinite(colors).any():
         # One scale for all classes, which are drawn one after another.
         chosen = {"vmin": np.nanmin(colors), "vmax": np.nanmax(colors)} | chosen
     return chosen, each_image
+
+
+def _of_images(values: Any, shown: NDArray[np.intp]) -> Any:
+    """Pick the entries of some images from a list or an array of any kind."""
+    return [values[i] for i in shown] if isinstance(values, list) else np.asarray(values)[shown]
 
 
 def _check_n_thumbnails(n_thumbnails: int) -> None:

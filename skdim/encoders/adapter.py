@@ -101,6 +101,9 @@ class LayerEncoder(nn.Module):
                     # copy, because a network may keep what it makes for them.
                     valueless = copy.deepcopy(self).to("meta")
                     output, features = valueless._run(torch.zeros(shape, device="meta"))
+                    if valueless.state_dict().keys() != self.state_dict().keys():
+                        # What the first pass makes has to be there for weights to be loaded into.
+                        output, features = self._run(torch.zeros(shape))
                 except InvalidEncoderError:
                     raise
                 except Exception:

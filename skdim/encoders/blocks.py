@@ -28,13 +28,16 @@ class FlattenMap(nn.Module):
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode for a block, without gradients; each part gets its own mode back."""
     modes = {part: part.training for part in module.modules()}
-    module.eval()
+    is_training = any(modes.values())
+    if is_training:
+        module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
+        # By the method, in which an encoder may do more; a part after what it is a part of.
+        for part, mode in modes.items() if is_training else ():
+            part.train(mode)
 
 
 def mean_over_map(values: Tensor) -> Tensor:
