@@ -130,7 +130,6 @@ def test_sizes_and_colours_of_each_image_go_with_it():
         (4, {"c": ["red", (1, 0, 0), "blue", (0, 1, 0)]}),
         (3, {"marker": (5, 1, 0)}),
         (2, {"linestyle": (0, (1, 2))}),
-        (3, {"c": [np.nan] * 3}),
         (3, {"s": (4, 5, 6)}),
     ],
 )

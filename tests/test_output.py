@@ -340,7 +340,8 @@ def test_integers_that_pillow_takes_for_others_are_refused(tmp_path, dtype, kind
     path = tmp_path / "cells.tif"
     pixels = np.array([[[1], [np.iinfo(dtype).min], [np.iinfo(dtype).max]]], dtype=dtype)
     path.write_bytes(tiff(pixels, planes=False, kind=kind))
-    with pytest.raises(OSError, match=f"Image 0, .*{message}"):
+    # Older Pillow refuses them itself.
+    with pytest.raises(OSError, match=f"Image 0, .*({message}|cannot identify image file)"):
         read_images([path])
 
 
