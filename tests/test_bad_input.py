@@ -850,8 +850,10 @@ def test_any_array_is_computed_with_or_refused(n_examples, counted):
                     assert np.isfinite(Z).all()
                 else:
                     counted("bad inputs tried")
-                    # Texts are names of files.
-                    assert isinstance(error, TypeError | ValueError | FileNotFoundError)
+                    # Texts are names of files. Values at the end of float32 are beyond it once they are standardised as
+                    # those of the first fit were, which only training tells.
+                    known = TypeError | ValueError | FileNotFoundError
+                    assert isinstance(error, known | FloatingPointError if method == dim.partial_fit else known)
                     assert "torch" not in [
                         call.tb_frame.f_globals["__name__"].split(".")[0] for call in calls_of(error)
                     ]
