@@ -188,6 +188,10 @@ def restore_encoder(
         # What the user brings may draw when it is built, and hold more than its state.
         with private_rng(seed, torch.device("cpu")):
             module = _build(spec, image_shape, width, options)
+            if module.state_dict().keys() != weights.keys():
+                # The rest is made by a first pass, as in training. No file from a stranger has such: its names are
+                # compared before.
+                layer_shapes(module, image_shape)
         module.load_state_dict(weights)
     return module.eval()
 

@@ -656,6 +656,29 @@ def test_what_an_encoder_holds_beside_its_state_comes_with_copies(colour_images,
     assert dim.partial_fit(X).n_iter_ == 2
 
 
+class Filling(nn.Module):
+    """Fills a buffer in its first pass."""
+
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 6, 3, padding=1)
+        self.linear = nn.Linear(6, n_components)
+        self.register_buffer("positions", None)
+
+    def forward(self, images):
+        if self.positions is None:
+            self.positions = torch.linspace(0, 1, images.shape[-1], device=images.device)
+        features = self.conv(images) * self.positions
+        return self.linear(features.mean(dim=(2, 3))), features
+
+
+def test_a_buffer_that_the_first_pass_fills_comes_with_copies(colour_images):
+    X, _ = colour_images
+    dim = DIMTransformer(6, encoder=Filling, max_epochs=1, mi_units=8, random_state=0).fit(X)
+    for same in (pickle.loads(pickle.dumps(dim)), copy.deepcopy(dim)):
+        np.testing.assert_array_equal(same.transform(X), dim.transform(X))
+
+
 def test_a_network_that_keeps_what_it_makes_of_images_may_be_probed(colour_images):
     network = Keeping((3, 12, 10), 6)
     network.register_forward_hook(lambda module, inputs, outputs: outputs[0])
