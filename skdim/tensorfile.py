@@ -68,7 +68,9 @@ def write_tensor_file(path: str | os.PathLike[str], content: dict[str, Any], ten
     text = json.dumps(content | {"tensors_sha256": _digest(tensors)}, allow_nan=False)
     data = safetensors.torch.save(tensors, {"skdim": text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
     length = int.from_bytes(data[:8], "little")
-    if length > MAX_HEADER_BYTES or _count_containers(data[8 : 8 + length]) > MAX_CONTAINERS:
+    # As `read_header` reads them: the header, and the text in it.
+    n_containers = max(map(_count_containers, (data[8 : 8 + length], text.encode())))
+    if length > MAX_HEADER_BYTES or n_containers > MAX_CONTAINERS:
         raise ValueError(
             "History, column names and the rest of what is to be saved beside the weights are too long: they take more "
             f"than {MAX_HEADER_BYTES} bytes or {MAX_CONTAINERS} lists and dicts."

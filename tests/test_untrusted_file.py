@@ -1,5 +1,6 @@
 """What `DIMTransformer.load` does with files that `save` did not write."""
 
+import copy
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from torch import nn
 from skdim import DIMTransformer
 from skdim.encoders import LayerEncoder
 from skdim.persistence import InvalidFileError
-from skdim.tensorfile import MAX_HEADER_BYTES, _digest
+from skdim.tensorfile import MAX_CONTAINERS, MAX_HEADER_BYTES, _digest
 
 ROWS = np.random.default_rng(0).random((6, 16))
 # Far above what a load of these files takes, in bytes and seconds; hostile ones ask for terabytes and hours.
@@ -525,6 +526,14 @@ def test_changed_files_are_refused_or_harmless(dim, data, load, counted, n_files
 def test_brackets_in_texts_are_no_lists(dim, data, load):
     names = ["[" * 5000 + '\\"{' + str(i) for i in range(16)]
     assert list(load(with_content(data, feature_names=names)).feature_names_in_) == names
+
+
+def test_what_load_would_refuse_is_not_saved(dim, tmp_path):
+    long = copy.copy(dim)
+    long.history_ = [{"loss": 1.0}] * (MAX_CONTAINERS + 1)
+    with pytest.raises(ValueError, match=f"or {MAX_CONTAINERS} lists and dicts"):
+        long.save(tmp_path / "dim.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_wasteful_headers(dim, data, load, counted):
