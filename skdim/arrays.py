@@ -68,10 +68,9 @@ def as_array(X: Any, name: str) -> Any:
         )
     if is_pillow_image(X):
         raise TypeError(f"{name} expects images, got a single Pillow image: pass [X].")
-    if not hasattr(X, "shape") and not isinstance(X, dict | NpzFile) and callable(getattr(X, "keys", None)):
-        raise TypeError(f"{name} expects an array of images, got {type(X).__name__}: pass one of {list(X.keys())}.")
-    if isinstance(X, NpzFile):
-        raise TypeError(f"{name} expects an array of images, got an archive of arrays: pass one of {X.files}.")
+    if not hasattr(X, "shape") and not isinstance(X, dict) and callable(getattr(X, "keys", None)):
+        kind = "an archive of arrays" if isinstance(X, NpzFile) else type(X).__name__
+        raise TypeError(f"{name} expects an array of images, got {kind}: pass one of {list(X.keys())}.")
     if isinstance(X, bytes | dict | set | frozenset | None) or (hasattr(X, "__next__") and not hasattr(X, "__array__")):
         hint = ": make a list of it" if hasattr(X, "__next__") else ""
         raise TypeError(f"{name} expects an array of images, got {type(X).__name__}{hint}.")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,8 +133,8 @@ def read_images(
     for index, file in enumerate(files):
         if not isinstance(file, str | os.PathLike) and not is_pillow_image(file):
             raise TypeError(f"files must be paths or Pillow images, got {file!r:.80} as image {index}.")
-    stacks = [file for file in files if is_pillow_image(file) and _count_frames(file) > 1]
-    if len(set(map(id, stacks))) < len(stacks):
+    n_times = Counter(map(id, files))
+    if any(n_times[id(file)] > 1 and is_pillow_image(file) and _count_frames(file) > 1 for file in files):
         raise ValueError(
             "files has one Pillow image of several pages more than once, each time the page it has come to: pass "
             "copies, [page.copy() for page in PIL.ImageSequence.Iterator(image)]."

@@ -75,9 +75,9 @@ def encode(
     batch_size = CUDA_BATCH if on_cuda else _cpu_batch(images.shape)
     start = 0
     are_finite = torch.ones((), dtype=torch.bool, device=standardize.device)
-    # In training, between whose steps a callback may ask, it is not in evaluation mode.
     # What an encoder of the user's keeps of a pass, a table of positions say, has to serve in training, too.
     inference = torch.inference_mode(isinstance(encoder, ConvolutionalEncoder))
+    # In training, between whose steps a callback may ask, it is not in evaluation mode.
     with usual_torch(standardize.device), inference, full_float32, evaluating(encoder):
         for rest in images.chunks(batch_size):
             while len(rest):

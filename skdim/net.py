@@ -318,22 +318,21 @@ class DIMNet(NeuralNet):
     @contextmanager
     def rolled_back_on_error(self) -> Iterator[None]:
         """Give the net back as it was, weights, optimizers, generator and history, if the block fails."""
-        parts = [self.module_, *self._every_optimizer()]
-        # A callback may put others in their places, and more groups into an optimizer.
-        places = {name: getattr(self, name) for name in PARTS if hasattr(self, name)}
+        # By their places: a callback may put others there, and more groups into an optimizer.
+        parts = {name: getattr(self, name) for name in PARTS if hasattr(self, name)}
         groups = [list(optimizer.param_groups) for optimizer in self._every_optimizer()]
-        states = copy.deepcopy([part.state_dict() for part in parts])
+        states = copy.deepcopy([part.state_dict() for part in parts.values()])
         trainable = [parameter.requires_grad for parameter in self.module_.parameters()]
         generators = (self.generator, self.own_generator)
         generator_states, n_epochs = [generator.get_state() for generator in generators], len(self.history)
         try:
             yield
         except BaseException:
-            for name, part in places.items():
+            for name, part in parts.items():
                 setattr(self, name, part)
             for optimizer, those_before in zip(self._every_optimizer(), groups, strict=True):
                 optimizer.param_groups[:] = those_before
-            for part, state in zip(parts, states, strict=True):
+            for part, state in zip(parts.values(), states, strict=True):
                 part.load_state_dict(state)
             for parameter, is_trainable in zip(self.module_.parameters(), trainable, strict=True):
                 parameter.requires_grad_(is_trainable)

@@ -40,8 +40,7 @@ FORMAT = 1
 KEYS = frozenset(
     [
         *("format", "class", "params", "encoder", "encoder_options", "encoder_seed", "width", "image_shape"),
-        "channels_last",
-        *("trained_on_uint8", "history", "feature_names", "versions"),
+        *("channels_last", "trained_on_uint8", "history", "feature_names", "versions"),
     ]
 )
 VERSIONS = {"skdim": __version__, "torch": str(torch.__version__), "scikit-learn": sklearn.__version__}

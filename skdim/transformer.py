@@ -64,10 +64,10 @@ _SEED = "seed drawn from random_state"
 
 # Images of one kind differ less in contrast than a forgotten division by 255 makes them.
 OTHER_SCALE = 100
-# Embeddings of one image in two batches differ by rounding, which is less than this share of them.
-OTHER_BATCH = 1e-2
 # Nor do they lie, in all channels, as many standard deviations from each other as Kelvin from degrees Celsius.
 OTHER_LEVEL = 20
+# Embeddings of one image in two batches differ by rounding, which is less than this share of them.
+OTHER_BATCH = 1e-2
 
 
 def _split_seed(entropy: int) -> tuple[int, int]:

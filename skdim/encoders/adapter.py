@@ -90,25 +90,25 @@ class LayerEncoder(nn.Module):
             )
         return output, outputs[layer]
 
+    def _run_without_values(self, shape: tuple[int, ...]) -> tuple[Any, Any] | None:
+        """Run a copy for shapes alone, of images as large as a stranger's file may say; None where that won't do."""
+        try:
+            # A copy, because a network may keep what it makes of images.
+            valueless = copy.deepcopy(self).to("meta")
+            outputs = valueless._run(torch.zeros(shape, device="meta"))
+        except Exception:
+            # What a network does may depend on values. If it is unfit, running it with values says so.
+            return None
+        # What the first pass makes has to be there for weights to be loaded into.
+        return outputs if valueless.state_dict().keys() == self.state_dict().keys() else None
+
     def _probe(self, image_shape: ImageShape) -> Tensor:
         """Check what network and layer return for two blank images; return the network's output."""
         shape = (2, *image_shape)
         name = type(self.network).__name__
         try:
             with evaluating(self.network):
-                try:
-                    # Shapes alone, of images of which a file from a stranger may have said how large they are. By a
-                    # copy, because a network may keep what it makes for them.
-                    valueless = copy.deepcopy(self).to("meta")
-                    output, features = valueless._run(torch.zeros(shape, device="meta"))
-                    if valueless.state_dict().keys() != self.state_dict().keys():
-                        # What the first pass makes has to be there for weights to be loaded into.
-                        output, features = self._run(torch.zeros(shape))
-                except InvalidEncoderError:
-                    raise
-                except Exception:
-                    # What a network does may depend on values.
-                    output, features = self._run(torch.zeros(shape))
+                output, features = self._run_without_values(shape) or self._run(torch.zeros(shape))
         except InvalidEncoderError:
             raise
         except Exception as error:
