@@ -27,6 +27,7 @@ __all__ = [
     "acts_on_gradients",
     "callback_state",
     "check_callbacks",
+    "describe_callbacks",
     "is_early_stopping",
     "load_callback",
 ]
@@ -66,9 +67,7 @@ def check_callbacks(callbacks: Sequence[Any] | None, lr_schedule: str) -> None:
     # Names under which skorch's scores have been recorded when a callback's turn comes.
     recorded: set[str] = set()
     for entry in callbacks or ():
-        callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
-        if isinstance(callback, type) and issubclass(callback, Callback):
-            callback = callback()
+        callback = _unwrapped(entry)
         if not isinstance(callback, Callback):
             raise ValueError(f"callbacks must be a list of skorch.callbacks.Callback, got {entry!r} in it.")
         misfit = _misfit(callback, lr_schedule, recorded)
@@ -81,6 +80,21 @@ def check_callbacks(callbacks: Sequence[Any] | None, lr_schedule: str) -> None:
             )
         if isinstance(callback, PassthroughScoring):
             recorded.add(callback.name)
+
+
+def describe_callbacks(callbacks: Sequence[Any] | None) -> list[str]:
+    """Name callbacks, and say which of them act within an epoch, where processes that train together have to."""
+    names = []
+    for callback in map(_unwrapped, callbacks or ()):
+        acts = [what for what, acts_on in ACTS_ON.items() if acts_on(callback)]
+        names.append(type(callback).__name__ + (f" on {' and '.join(acts)}" if acts else ""))
+    return names
+
+
+def _unwrapped(entry: Any) -> Any:
+    """Return the callback of a pair with a name, and an instance of a class."""
+    callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+    return callback() if isinstance(callback, type) and issubclass(callback, Callback) else callback
 
 
 def _misfit(callback: Callback, lr_schedule: str, recorded: set[str]) -> str | None:
@@ -129,6 +143,9 @@ def acts_on_batches(callback: Callback) -> bool:
         return callback.step_every == "batch"
     idle = IDLE_HOOKS if getattr(callback, "log_on_batch_end", True) else IDLE_HOOKS | LOGGER_HOOKS
     return any(getattr(type(callback), hook) not in idle for hook in ("on_batch_begin", "on_batch_end"))
+
+
+ACTS_ON = {"batches": acts_on_batches, "gradients": acts_on_gradients}
 
 
 def is_early_stopping(error: BaseException) -> bool:

@@ -98,6 +98,7 @@ class Checkpoints:
             probe.unlink()
             self.saved = self._read_newest()
         except OSError as error:
+            _pass_on(error)
             raise OSError(
                 error.errno, f"checkpoint_dir={str(self.folder)!r} cannot be used: {error.strerror or error}"
             ) from error
@@ -128,6 +129,7 @@ class Checkpoints:
             write_atomically(path, content)
             self._remove_older_than(path)
         except OSError as error:
+            _pass_on(error)
             # A full disk shall not end a training of days, whose result needs no disk.
             warn(f"The checkpoint of epoch {epoch} could not be written, training goes on without it: {error}")
 
@@ -171,6 +173,7 @@ class Checkpoints:
             try:
                 content = unpack(path.read_bytes())
             except (ValueError, OSError) as error:
+                _pass_on(error)
                 damaged.append((path, error))
                 continue
             self._check_identity(content["identity"])
@@ -204,6 +207,12 @@ class Checkpoints:
                 f"checkpoint_dir={str(self.folder)!r} holds the training of other {what} ({differences}). Use another "
                 "directory, or empty this one to start anew."
             )
+
+
+def _pass_on(error: ValueError | OSError) -> None:
+    """Raise what no system call did: a TimeoutError, an OSError too, by which a handler of signals ends everything."""
+    if isinstance(error, OSError) and error.errno is None:
+        raise error
 
 
 def _reason(error: ValueError | OSError) -> str:

@@ -410,7 +410,7 @@ class PriorNoise(nn.Module):
         embedding = embedding.float()
         return 12**0.5 * (torch.sigmoid(embedding) - 0.5) if self.is_uniform else embedding
 
-    def forward(self, embedding: Tensor, generator: torch.Generator, group: Group = ALONE) -> Tensor:
+    def forward(self, embedding: Tensor, generator: torch.Generator, group: Group = ALONE, n_views: int = 1) -> Tensor:
         """Bring embeddings to the support of the prior and add noise.
 
         Parameters
@@ -421,14 +421,15 @@ class PriorNoise(nn.Module):
             Draws the noise, on the device of the embeddings.
         group : Group, default=ALONE
             The processes that draw in step.
+        n_views : int, default=1
+            How many views, one after another, the embeddings are of.
 
         Returns
         -------
         Tensor of shape (..., d), float32
             Noisy embeddings, on the scale of `on_support`.
         """
+        noise = group.draw(torch.rand if self.is_uniform else torch.randn, embedding.shape, generator, n_views=n_views)
         if self.is_uniform:
-            noise = 12**0.5 * (group.draw(torch.rand, embedding.shape, generator) - 0.5)
-        else:
-            noise = group.draw(torch.randn, embedding.shape, generator)
+            noise = 12**0.5 * (noise - 0.5)
         return self.on_support(embedding) + self.strength * noise

@@ -1,5 +1,6 @@
 """Training together with other processes: the few exchanges that it takes, by torch.distributed."""
 
+import importlib
 import os
 import threading
 import time
@@ -46,7 +47,12 @@ class Group:
         self.rank, self.size = rank, size
 
     def draw(
-        self, draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator, dim: int = 0
+        self,
+        draw: Callable[..., Tensor],
+        shape: Sequence[int],
+        generator: torch.Generator,
+        dim: int = 0,
+        n_views: int = 1,
     ) -> Tensor:
         """Draw random numbers for the images of all processes, which know the same generator, and return one's own.
 
@@ -60,9 +66,14 @@ class Group:
             Stands at the same state in all processes.
         dim : int, default=0
             Along which the processes share what is drawn.
+        n_views : int, default=1
+            How many views one after another, of each of which every process has its share.
         """
         of_all = [length * self.size if axis == dim else length for axis, length in enumerate(shape)]
-        return draw(of_all, generator=generator, device=generator.device).chunk(self.size, dim)[self.rank]
+        drawn = draw(of_all, generator=generator, device=generator.device)
+        if self.size == 1:
+            return drawn
+        return drawn.unflatten(dim, (n_views, self.size, -1)).select(dim + 1, self.rank).flatten(dim, dim + 1)
 
     def gather(self, values: Tensor, n_views: int = 1) -> Tensor:
         """Put the rows of all processes together: of shape (V * n, ...) to (V * N, ...), the views one after another.
@@ -89,11 +100,20 @@ class Group:
         """Replace gradients by their mean over all processes."""
         if self.size == 1:
             return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # One exchange of all, because each costs latency.
-        means = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, mean in zip(gradients, means.split([each.numel() for each in gradients]), strict=True):
-            gradient.copy_(mean.view(gradient.shape))
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        if not parameters:
+            return
+        is_used = [parameter.grad is not None for parameter in parameters]
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        # One exchange of all, because each costs latency; with it, which weights a process has used in this step.
+        used = torch.tensor(is_used, dtype=torch.float32, device=gradients[0].device)
+        means = self.mean(torch.cat([used, *(gradient.flatten() for gradient in gradients)]))
+        used, *means = means.split([len(used), *(each.numel() for each in gradients)])
+        # Only where one is missing does the host need to know, and wait, whether another process has it.
+        is_used_by_one = is_used if all(is_used) else (used > 0).tolist()
+        for parameter, gradient, mean, exists in zip(parameters, gradients, means, is_used_by_one, strict=True):
+            if exists:
+                parameter.grad = gradient.copy_(mean.view(gradient.shape))
 
     def share(self, value: Any) -> list[Any]:
         """Return the values of all processes, which can be pickled."""
@@ -112,12 +132,12 @@ class Group:
 
     def broadcast_state(self, module: nn.Module) -> None:
         """Give weights and buffers the values that they have in process 0."""
-        if self.size > 1:
-            for tensor in module.state_dict().values():
-                # Of no other layout, because that is what travels.
-                values = tensor.contiguous()
-                self._call(dist.broadcast, values, 0)
-                tensor.copy_(values)
+        self._broadcast(module.parameters())
+        self.broadcast_buffers(module)
+
+    def broadcast_buffers(self, module: nn.Module) -> None:
+        """Give buffers the values that they have in process 0."""
+        self._broadcast(module.buffers())
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -180,6 +200,17 @@ class Group:
 
     def __str__(self) -> str:
         return f"Process {self.rank} of {self.size}"
+
+    def __reduce__(self) -> tuple[type["Group"], tuple[()]]:
+        # A copy of a model, an average of its weights say, is its process' own.
+        return Group, ()
+
+    def _broadcast(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors if self.size > 1 else ():
+            # Of no other layout, because that is what travels.
+            values = tensor.detach().contiguous()
+            self._call(dist.broadcast, values, 0)
+            tensor.detach().copy_(values)
 
     def _call(self, exchange: Callable[..., Any], *args: Any) -> None:
         try:
@@ -248,10 +279,16 @@ class _SharedNorms(TorchFunctionMode):
         self.group = group
 
     def enter(self, norm: nn.Module, args: Any) -> None:
-        self.__enter__()  # type: ignore[no-untyped-call]
+        if self._is_shared(norm):
+            self.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, norm: nn.Module, args: Any, output: Any) -> None:
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if self._is_shared(norm):
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _is_shared(self, norm: nn.Module) -> bool:
+        """Tell whether it trains, which a norm without running statistics does not show otherwise, and is no copy."""
+        return norm.training and self.group.size > 1
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = self._batch_norm if function is batch_norm else function
@@ -272,7 +309,7 @@ class _SharedNorms(TorchFunctionMode):
             return batch_norm(values, running_mean, running_var, weight, bias, False, momentum, eps)
         with torch.no_grad():
             dims = [dim for dim in range(values.ndim) if dim != 1]
-            own = torch.stack(torch.var_mean(values.float(), dims, correction=0))
+            own = torch.stack(torch.var_mean(_at_least_float32(values), dims, correction=0))
             # Every process has as many values.
             variances, means = _gather(self.group, own).unbind(1)
             mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
@@ -297,7 +334,7 @@ class _Normalize(torch.autograd.Function):
         var: Tensor,
         eps: float,
     ) -> Tensor:
-        ctx.group, ctx.eps, ctx.is_affine = group, eps, weight is not None
+        ctx.group, ctx.eps, ctx.is_given = group, eps, (weight is not None, bias is not None)
         weight = torch.ones_like(mean) if weight is None else weight
         ctx.save_for_backward(values, weight, mean, var)
         return batch_norm(values, mean, var, weight, bias, False, 0.0, eps)
@@ -312,14 +349,21 @@ class _Normalize(torch.autograd.Function):
         )
         # ... less what reaches values through them: the parts of the gradient along a constant and along the values.
         n_values = values.numel() // values.shape[1]
-        along_ones, along_values = ctx.group.mean(torch.stack([of_bias, of_weight]).float() / n_values)
+        along_ones, along_values = ctx.group.mean(_at_least_float32(torch.stack([of_bias, of_weight])) / n_values)
         precision = (var + ctx.eps).rsqrt()
         slope = weight * precision * precision * along_values
         shift = weight * precision * along_ones - mean * slope
         shape = (-1, *[1] * (values.ndim - 2))
         of_values -= (slope.view(shape) * values + shift.view(shape)).to(of_values.dtype)
-        of_affine = (of_weight, of_bias) if ctx.is_affine else (None, None)
+        of_affine = [
+            gradient if is_given else None
+            for gradient, is_given in zip((of_weight, of_bias), ctx.is_given, strict=True)
+        ]
         return None, of_values, *of_affine, None, None, None
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class _Session:
@@ -435,6 +479,9 @@ def join(device: torch.device) -> Iterator[Group]:
         store, rank, size = _meet_launched()
         store = PrefixStore(f"skdim {_n_trainings}", store)
         backend = "nccl" if device.type == "cuda" else "gloo"
+        # What an optimizer imports keeps the process group of that moment as a default argument, and with it the
+        # connections, at whose end the others learn that this process is gone.
+        importlib.import_module("torch.distributed.nn")
         with _translated(size):
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIME_LIMIT)
     else:
@@ -455,6 +502,8 @@ def join(device: torch.device) -> Iterator[Group]:
     except BaseException as error:
         if size > 1:
             _session.leave(group, error)
+        else:
+            _session.close()
         raise
     finally:
         _session = None

@@ -227,7 +227,7 @@ def _validate(estimator: BaseEstimator, X: Any, reset: bool, min_samples: int) -
         return X
     try:
         # A float64 value beyond float32 becomes infinite in the cast and is refused by the check that follows it.
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             return validate_data(
                 estimator, X, dtype=[np.float32, np.uint8], reset=reset, ensure_min_samples=min_samples
             )

@@ -66,15 +66,17 @@ def encode(
     shape = (images.n_images or 0, width)
     # Copies into pinned memory run while the next batch is computed; torch rounds it up and keeps it for later.
     is_pinned = on_cuda and 4 * shape[0] * width <= PINNED_BYTES
-    output = (
-        torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=is_pinned)
-        if out is None
-        else torch.from_numpy(out)
-    )
+    # Tensors made in the user's inference mode could not be written to outside it.
+    with torch.inference_mode(False):
+        output = (
+            torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=is_pinned)
+            if out is None
+            else torch.from_numpy(out)
+        )
+        are_finite = torch.ones((), dtype=torch.bool, device=standardize.device)
     pages = None if out is None else MappedPages(out)
     batch_size = CUDA_BATCH if on_cuda else _cpu_batch(images.shape)
     start = 0
-    are_finite = torch.ones((), dtype=torch.bool, device=standardize.device)
     # What an encoder of the user's keeps of a pass, a table of positions say, has to serve in training, too.
     inference = torch.inference_mode(isinstance(encoder, ConvolutionalEncoder))
     # In training, between whose steps a callback may ask, it is not in evaluation mode.

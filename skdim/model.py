@@ -129,10 +129,10 @@ class InfoMaxModel(nn.Module):
             All embeddings, those that an encoder may yield beyond one an image included.
         """
         images = torch.cat(list(views))
-        occluded = None if self.occlusion is None else self.occlusion(images, generator, self.group)
+        occluded = None if self.occlusion is None else self.occlusion(images, generator, self.group, len(views))
         embedding, features = self._encode(images, occluded)
         if self.noise is not None:
-            embedding = self.noise(embedding, generator, self.group)
+            embedding = self.noise(embedding, generator, self.group, len(views))
         return self._score(embedding, features, len(views), self._draw(features, len(views), generator))
 
     def compile(self, **options: Any) -> None:
@@ -155,7 +155,7 @@ class InfoMaxModel(nn.Module):
         n_images = len(features) // n_views * self.contrasted.size
         for name in self.critics:
             if name == "local":
-                locations = self._draw_locations(features, generator)
+                locations = self._draw_locations(features, n_views, generator)
             others[name] = [
                 [draw_others(scheme, n_images, generator) for scheme in self.negatives[name]] for _ in range(n_views)
             ]
@@ -164,11 +164,11 @@ class InfoMaxModel(nn.Module):
             partner = torch.randperm(n_locations, generator=generator, device=features.device)
         return _Draws(locations, others, partner)
 
-    def _draw_locations(self, features: Tensor, generator: torch.Generator) -> Tensor | None:
+    def _draw_locations(self, features: Tensor, n_views: int, generator: torch.Generator) -> Tensor | None:
         n_locations = features.shape[2] * features.shape[3]
         if self.local_samples is None or self.local_samples >= n_locations:
             return None
-        draws = self.group.draw(torch.rand, (len(features), n_locations), generator)
+        draws = self.group.draw(torch.rand, (len(features), n_locations), generator, n_views=n_views)
         return draws.topk(self.local_samples, sorted=False).indices
 
     def _score(

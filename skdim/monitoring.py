@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any, Self
 
 from skorch.callbacks import Callback
@@ -64,6 +65,7 @@ class Progress(Callback):
             self.verbose
             and not self.is_silent
             and self.n_epochs
+            and sys.stderr is not None
             and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         ):
             # Not at the top: tqdm warns on import in a notebook without ipywidgets.
@@ -109,8 +111,10 @@ class Progress(Callback):
         shown = ", ".join(f"{name} {value}" for name, value in losses.items())
         line = f"Epoch {self.epoch}/{self.n_epochs}: {shown}, {record['images_per_second']:.0f} images/s"
         logger.info("%s", line)
-        if self.verbose and self.bar is None:
-            print(line, file=sys.stderr, flush=True)
+        if self.verbose and self.bar is None and sys.stderr is not None:
+            # A terminal that was closed shall not end a training.
+            with suppress(OSError):
+                print(line, file=sys.stderr, flush=True)
 
 
 class FitTask(Callback):

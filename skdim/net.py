@@ -413,12 +413,14 @@ class DIMNet(NeuralNet):
         """Run one epoch and record the mean of each loss term, with one sync at its end."""
         if iterator is None:
             return
-        self.module_.train()
         try:
+            self.module_.train()
             self._run_steps(iterator, step_fn)
         finally:
             # Callbacks may compute embeddings after an epoch, from which batch norms are not to learn.
             self.module_.eval()
+        # Norms and the like of the user's own, which each process has fed with its images alone.
+        self.group.broadcast_buffers(self.module_)
 
     def _run_steps(self, iterator: Batches, step_fn: Callable[[Tensor], dict[str, Tensor]]) -> None:
         self._choose_step()

@@ -117,7 +117,7 @@ def as_stored(values: NDArray[Any], dtype: np.dtype[Any], indices: Any) -> NDArr
     """
     if dtype == np.uint8:
         return values
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         values = values.astype(np.float32, copy=False)
         # As scikit-learn does: the sum is quick, and tells in nearly all cases.
         if np.isfinite(values.sum()):

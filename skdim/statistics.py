@@ -78,7 +78,8 @@ def channel_statistics(
             "nothing can be learned of that, and transform leaves out what is there."
         )
     scale = 255.0 if images.dtype == np.uint8 else 1.0
-    return (mean / scale).astype(np.float32), np.where(constant, np.inf, std / scale).astype(np.float32)
+    with np.errstate(under="ignore"):
+        return (mean / scale).astype(np.float32), np.where(constant, np.inf, std / scale).astype(np.float32)
 
 
 def is_constant(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.bool_]:

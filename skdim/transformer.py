@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from skdim._version import __version__
 from skdim.base import EstimatorMixin, unchanged_on_error
 from skdim.batches import Batches, LoadedBatches, Standardizer
-from skdim.callbacks import check_callbacks
+from skdim.callbacks import check_callbacks, describe_callbacks
 from skdim.checkpoints import Checkpoints
 from skdim.devices import (
     available_device,
@@ -819,7 +819,8 @@ class DIMTransformer(
                 check_callbacks(self.callbacks, lr_schedule)
                 images = self._check_training_images(X, checkpoint_dir, go_on=go_on)
                 common = self._describe_for_others(images, device, group, go_on=go_on) if self.distributed else {}
-            group.check_same(common)
+            trains = f"{epochs} epochs, {lr_schedule}, {'without' if checkpoint_dir is None else 'with'} checkpoints"
+            group.check_same({**common, "training": trains})
             entropy = group.broadcast(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
             encoder_seed, net_seed = _split_seed(entropy)
             stack.enter_context(usual_torch(device))
@@ -872,7 +873,7 @@ class DIMTransformer(
             )
             self._take_over_model()
             self.encoder_.eval()
-            with private_rng(net_seed, device):
+            with group.together(), private_rng(net_seed, device):
                 self._check_embeddings(images)
         self.__dict__.update(training_attributes(self.history_ + records))
 
@@ -927,7 +928,7 @@ class DIMTransformer(
             "images": f"{len(images)} of shape {images.shape}, {images.dtype}",
             "first images": describe(images.head(2).numpy()),
             "gather_negatives": self.gather_negatives,
-            "callbacks": [type(each).__name__ for each in self.callbacks or ()],
+            "callbacks": describe_callbacks(self.callbacks),
             "fitted before": go_on,
         }
 

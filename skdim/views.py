@@ -177,7 +177,7 @@ class Occlusion:
         self._spans = [torch.from_numpy(all_spans).to(device) for all_spans, _ in spans]
         self._sparing = [torch.from_numpy(all_spans[is_sparing]).to(device) for all_spans, is_sparing in spans]
 
-    def __call__(self, images: Tensor, generator: torch.Generator, group: Group = ALONE) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, group: Group = ALONE, n_views: int = 1) -> Tensor:
         """Hide a random block of each image.
 
         Parameters
@@ -188,6 +188,8 @@ class Occlusion:
             On the device of the images.
         group : Group, default=ALONE
             The processes that draw in step.
+        n_views : int, default=1
+            How many views of them the images are, one after another.
 
         Returns
         -------
@@ -195,7 +197,7 @@ class Occlusion:
             The images with a block of zeros, the channel's mean, each.
         """
         n_images, _, height, width = images.shape
-        draws = group.draw(torch.rand, (3, n_images), generator, dim=1)
+        draws = group.draw(torch.rand, (3, n_images), generator, dim=1, n_views=n_views)
         # One axis has to spare a location; the other one may be hidden from end to end.
         share = len(self._sparing[0]) / (len(self._sparing[0]) + len(self._sparing[1]))
         by_rows = draws[2] < share

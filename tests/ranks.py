@@ -25,6 +25,7 @@ import torch._dynamo  # which torch imports at the first step; here once for all
 import torch.distributed as dist
 from skorch.callbacks import Callback
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 import skdim.distributed
@@ -95,6 +96,9 @@ GRID = {
     "normal noise": {"prior_matching": "noise", "prior": "normal"},
     "coordinates": {"coordinate_weight": 1.0, "local_samples": 5},
     "views": {"augmentation": mirrored, "global_weight": 0.5, "negatives": ("batch", "shuffle")},
+    "views noise": {"augmentation": mirrored, "prior_matching": "noise", "prior": "normal"},
+    "views occlusion": {"augmentation": mirrored, "occlusion": True},
+    "views locations": {"augmentation": mirrored, "local_samples": 4},
     "many maps": {"encoder": "dcgan", "multiple_globals": True},
     "occlusion": {"occlusion": True},
     "chunks": {"chunks": 200, "global_weight": 0.5},
@@ -310,6 +314,83 @@ def failure(work):
     return None
 
 
+class Branching(Encoder):
+    """Takes another way, through more or less weights, in each process and step."""
+
+    def __init__(self, image_shape, n_components):
+        super().__init__(image_shape, n_components)
+        self.short = nn.Linear(n_components, n_components)
+        self.long = nn.Sequential(nn.Linear(n_components, 9), nn.Linear(9, n_components))
+
+    def forward(self, images):
+        embedding, features = super().forward(images)
+        if self.training:
+            embedding = self.short(embedding) if torch.rand(()) < 0.5 else self.long(embedding)
+        return embedding, features
+
+
+class Normed(Encoder):
+    def __init__(self, image_shape, n_components):
+        super().__init__(image_shape, n_components)
+        self.conv[1] = self.make_norm()
+
+    def forward(self, images):
+        dtype = next(self.conv[1].parameters(), images).dtype
+        features = torch.relu(self.conv[1](self.conv[0](images).to(dtype))).to(images.dtype)
+        hidden = torch.relu(self.norm(self.hidden(features.flatten(1))))
+        return self.linear(hidden), features
+
+
+class Tracking(Normed):
+    def make_norm(self):
+        return nn.InstanceNorm2d(6, track_running_stats=True)
+
+
+class Untracked(Normed):
+    def make_norm(self):
+        return nn.BatchNorm2d(6, track_running_stats=False)
+
+
+class Biasless(Normed):
+    def make_norm(self):
+        norm = nn.BatchNorm2d(6)
+        norm.bias = None
+        return norm
+
+
+class Double(Normed):
+    def make_norm(self):
+        return nn.BatchNorm2d(6).double()
+
+
+def own_modules(rank, size):
+    """What encoders of one's own may hold."""
+    kinds = (Branching, Tracking, Untracked, Biasless, Double)
+    return {kind.__name__: result(new(size, encoder=kind, max_epochs=3).fit(X)) for kind in kinds}
+
+
+def copies(rank, size):
+    """Copies that callbacks make know nothing of other processes, and nor does transform."""
+
+    class Average(Callback):
+        def on_train_begin(self, net, **kwargs):
+            self.average_ = AveragedModel(net.module_)
+
+        def on_epoch_end(self, net, **kwargs):
+            self.average_.update_parameters(net.module_)
+            if rank == 0:
+                dim.transform(X)
+
+        def on_train_end(self, net, **kwargs):
+            net.module_ = self.average_
+
+    dim = new(size, encoder=Untracked, callbacks=[Average()])
+    dim.fit(X)
+    dim.encoder_.train()(torch.from_numpy(X[:4]))
+    dim.encoder_.eval()
+    return result(dim), failure(lambda: dim.set_params(distributed=False, callbacks=None).partial_fit(X))
+
+
 class Failing(Encoder):
     def forward(self, images):
         if self.training and os.environ["RANK"] == "1":
@@ -335,6 +416,9 @@ def failures(rank, size):
         "images": lambda: new(size).fit(X[: 64 - rank]),
         "first images": lambda: new(size).fit(X[::-1] if rank else X),
         "callbacks": lambda: new(size, callbacks=[AtBatch(boom)] if rank else []).fit(X),
+        "named callbacks": lambda: new(size, callbacks=[("it", AtBatch(boom) if rank else AtEpoch(9, boom))]).fit(X),
+        "checkpoint_dir": lambda: new(size, checkpoint_dir=FOLDER / "one" if rank else None).fit(X),
+        "method": lambda: (new(size, max_epochs=1).fit if rank else new(size, max_epochs=1).partial_fit)(X),
         "validation": lambda: new(size).fit(spoilt),
         "callback": lambda: new(size, callbacks=[AtEpoch(1, boom)]).fit(X),
         "step": lambda: dim.set_params(encoder=Failing).fit(X),

@@ -999,3 +999,11 @@ def test_images_from_all_over_tell_the_range():
     half_dark = X.copy()
     half_dark[:50] /= 1e5
     dim.transform(half_dark)  # A warning would be an error.
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_that_float32_rounds_to_nothing_are_no_error(dtype):
+    X = np.random.default_rng(0).random((16, 1, 8, 8)).astype(dtype)
+    X[:, :, 0] *= dtype(1e-44)
+    with np.errstate(all="raise"):
+        assert np.isfinite(DIMTransformer(2, mi_units=4, max_epochs=1, random_state=0).fit_transform(X)).all()

@@ -711,3 +711,14 @@ def test_a_process_that_a_callback_forks_does_not_keep_the_folder(X, tmp_path):
     assert sleepers[0].is_alive()
     sleepers[0].kill()
     sleepers[0].join()
+
+
+def test_an_alarm_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise TimeoutError("time is up")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(TimeoutError, match="time is up"):
+        DIMTransformer(2, mi_units=4, max_epochs=1, random_state=0, checkpoint_dir=tmp_path).fit(
+            np.random.default_rng(0).random((16, 1, 8, 8))
+        )

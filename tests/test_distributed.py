@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -29,6 +30,7 @@ if sys.platform == "win32":
 # By how many processes each is run, in this order.
 SCENARIOS = {
     **{"grid": (1, 2, 4), "rows": (2, 4), "estimators": (2,), "going_on": (1, 2), "apart": (1, 2), "resumed": (2,)},
+    **{"own_modules": (2,), "copies": (2,)},
     **{"failures": (2,), "stops": (2,), "whole": (2, 4), "killed": (2, 4), "taken_up": (2, 4), "killed_first": (2,)},
     **{"stalled": (2, 4), "absent": (2,)},
 }
@@ -165,7 +167,10 @@ def test_a_resumed_training_ends_with_equal_bits(trained):
         ("parameters", ["ValueError"] * 2, [r"lr: 0.001 in process 0, 0.002 in 1\."] * 2),
         ("images", ["ValueError"] * 2, [r"images: '64 of shape .*' in process 0, '63 of shape .*' in 1\."] * 2),
         ("first images", ["ValueError"] * 2, ["first images: .* in process 0, "] * 2),
-        ("callbacks", ["ValueError"] * 2, [r"callbacks: \[\] in process 0, \['AtBatch'\] in 1\."] * 2),
+        ("callbacks", ["ValueError"] * 2, [r"callbacks: \[\] in process 0, \['AtBatch on gradients'\] in 1\."] * 2),
+        ("named callbacks", ["ValueError"] * 2, [r"\['AtEpoch'\] in process 0, \['AtBatch on gradients'\]"] * 2),
+        ("checkpoint_dir", ["ValueError"] * 2, ["training: '2 epochs.*without .*' in process 0, '.* with "] * 2),
+        ("method", ["ValueError"] * 2, ["training: '1 epochs, constant, .* '1 epochs, one_cycle, "] * 2),
         (
             "validation",
             ["RuntimeError", "ValueError"],
@@ -190,6 +195,65 @@ def test_an_error_of_one_process_is_one_of_all(trained, case, kinds, messages):
         assert re.search(message, found[case][1], flags=re.DOTALL), found[case]
         assert not found["fitted"]
         assert found["after"] is None
+
+
+def test_all_processes_get_the_same_weights_and_buffers_of_modules_of_ones_own(trained):
+    first, second = trained("own_modules", 2)
+    for name, results in first.items():
+        assert_same_bits(results, second[name])
+
+
+def test_copies_of_a_model_know_nothing_of_other_processes(trained):
+    (first, error), (second, other_error) = trained("copies", 2)
+    assert error is None
+    assert other_error is None
+    assert_same_bits(first, second)
+
+
+def test_an_error_is_told_by_a_process_that_lives_on(tmp_path):
+    # In processes that have imported nothing before.
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, sys, time
+            import numpy as np
+            from skorch.callbacks import Callback
+            from skdim import DIMTransformer
+
+            rank = int(os.environ["RANK"])
+
+            class Boom(Callback):
+                def on_grad_computed(self, net, **kwargs):
+                    if rank == 1:
+                        raise ValueError("mine")
+
+            X = np.random.default_rng(0).random((32, 1, 8, 8), dtype=np.float32)
+            dim = DIMTransformer(8, mi_units=8, batch_size=32, distributed=True, device="cpu", callbacks=[Boom()])
+            try:
+                dim.fit(X)
+            except (ValueError, RuntimeError) as error:
+                print(time.time(), error, flush=True)
+            if rank == 1:
+                sys.stdin.read()
+        """)
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first, second = (
+        subprocess.Popen([sys.executable, script], env=ENVIRONMENT | launched | {"RANK": rank}, **pipes)
+        for rank in ("0", "1")
+    )
+    try:
+        # The second one only ends when it is let.
+        told, _ = first.communicate(timeout=120)
+        assert second.poll() is None
+        assert "process 1 has failed with ValueError: mine" in told
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
 
 
 def test_a_stop_in_one_process_is_one_in_all(trained):

@@ -1849,3 +1849,12 @@ def test_fine_tuning_trains_what_was_frozen_before(digits):
     weights = classifier.transformer_.encoder_.parameters()
     assert any(not torch.equal(a, b) for a, b in zip(weights, clone(dim).fit(X).encoder_.parameters(), strict=True))
     assert not hasattr(classifier.transformer_, "net_")
+
+
+@pytest.mark.parametrize("y", [np.zeros(40, int), np.r_[np.zeros(39, int), 1]])
+@pytest.mark.filterwarnings("ignore:The least populated class:UserWarning")
+def test_linear_probe_scorer_raises_what_its_probes_do(y):
+    X = np.random.default_rng(0).random((40, 1, 8, 8))
+    dim = DIMTransformer(2, max_epochs=0, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        linear_probe_scorer(dim, X, y)

@@ -338,7 +338,7 @@ def test_model_returns_the_term_of_each_critic(discriminator, negatives):
 
 
 def test_embeddings_are_of_occluded_images_and_features_of_whole_ones():
-    def occlude(images, generator, group):
+    def occlude(images, generator, group, n_views):
         return images.masked_fill(torch.arange(16) < 7, 0.0)
 
     model = build({"local"}, occlusion=occlude).eval()
@@ -454,7 +454,7 @@ def test_sampled_locations_are_distinct_ones_of_the_same_image():
     codes = (100 * torch.arange(6)[:, None] + torch.arange(64)).float().view(6, 1, 8, 8)
     features = torch.cat([codes, -codes], dim=1)
     generator = seeded()
-    draws = [_take_locations(features, model._draw_locations(features, generator)) for _ in range(200)]
+    draws = [_take_locations(features, model._draw_locations(features, 1, generator)) for _ in range(200)]
     for sampled in draws[:5]:
         assert sampled.shape == (6, 2, 5, 1)
         assert torch.equal(sampled[:, 1], -sampled[:, 0])
@@ -714,7 +714,7 @@ class TwoPathsEncoder(nn.Module):
 @pytest.mark.parametrize("occluded", [False, True])
 @pytest.mark.parametrize("term", ["local", "global", "coordinate"])
 def test_each_term_trains_embedding_and_features(term, occluded):
-    occlusion = (lambda images, generator, group: images.masked_fill(torch.arange(16) < 7, 0.0)) if occluded else None
+    occlusion = (lambda images, *others: images.masked_fill(torch.arange(16) < 7, 0.0)) if occluded else None
     model = build({term}, occlusion=occlusion)
     model.encoder = TwoPathsEncoder()
     shape = (3, 4, 4)

@@ -519,3 +519,19 @@ def test_stopping_early_in_a_cycle_of_the_learning_rate_is_warned_about(digits):
 def test_verbose_is_checked(digits):
     with pytest.raises(ValueError, match="'verbose' parameter of DIMTransformer must be"):
         small(verbose="yes").fit(digits[0])
+
+
+def test_no_terminal_is_no_error(monkeypatch):
+    class Closed:
+        def isatty(self):
+            return False
+
+        def write(self, text):
+            raise OSError("closed")
+
+        flush = write
+
+    X = np.random.default_rng(0).random((16, 1, 8, 8))
+    for stream in (None, Closed()):
+        monkeypatch.setattr("sys.stderr", stream)
+        assert DIMTransformer(2, mi_units=4, max_epochs=1, verbose=1, random_state=0).fit(X).n_iter_ == 1

@@ -204,7 +204,7 @@ def test_a_net_is_pickled_and_copied_while_it_is_recorded(device, recordings, tm
     assert recordings.made == 1
     loaded = pickle.loads((tmp_path / "train_end_net.pkl").read_bytes())
     for name, weight in recorded.net_.module_.state_dict().items():
-        assert torch.equal(loaded.module_.state_dict()[name], weight), name
+        assert torch.equal(loaded.module_.state_dict()[name].cpu(), weight.cpu()), name
 
 
 def take_another_adam(net):

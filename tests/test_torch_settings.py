@@ -64,6 +64,23 @@ def test_fit_and_what_comes_after_it_give_the_same_bits(setting, precision, tmp_
     assert torch.get_default_dtype() == torch.float32
 
 
+class Wrapped(torch.nn.Module):
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.linear = torch.nn.Linear(int(np.prod(image_shape)), n_components)
+
+    def forward(self, images):
+        return self.linear(images.flatten(1)), images
+
+
+@pytest.mark.parametrize("params", [{"encoder": Wrapped}, {"prior": "normal", "prior_matching": "noise"}])
+def test_transform_gives_the_same_bits_whatever_the_encoder(setting, params):
+    dim = DIMTransformer(**(PARAMS | params)).fit(IMAGES)
+    usual = dim.transform(IMAGES)
+    with setting:
+        assert np.array_equal(dim.transform(IMAGES), usual)
+
+
 def test_evaluation_gives_the_same_figures(setting):
     X, y = IMAGES, np.arange(40) % 2
     dim = DIMTransformer(**PARAMS).fit(X)

@@ -86,12 +86,13 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     Raises
     ------
     ValueError
-        If there are no labels or some are missing.
+        If there are no labels or some are missing, or a fold's training part has only one class.
     """
     y = check_labels(y, "linear_probe_scorer")
     check_number_of_labels(X, y)
     folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(y, y))
-    return float(cross_val_score(LinearProbe(random_state=0), embed(estimator, X), y, cv=folds).mean())
+    Z = embed(estimator, X)
+    return float(cross_val_score(LinearProbe(random_state=0), Z, y, cv=folds, error_score="raise").mean())
 
 
 def retrieval_scorer(estimator: Any, X: Any, y: Any = None) -> float:
