@@ -606,7 +606,7 @@ class DIMTransformer(
         Parameters
         ----------
         input_features : array-like of str or None, default=None
-            Ignored.
+            Only compared with the columns that `fit` had.
 
         Returns
         -------
@@ -618,7 +618,7 @@ class DIMTransformer(
         NotFittedError
             If `fit` has not been called.
         ValueError
-            If the encoder has no such layer as `output_layer` names.
+            If the encoder has no such layer as `output_layer` names, or `fit` had other columns.
         """
         check_is_fitted(self)
         self._check_output_layer()

@@ -354,7 +354,7 @@ def test_embeddings_are_of_occluded_images_and_features_of_whole_ones():
     _, _, embedding = model([images], seeded())
     ((features, scored),) = seen
     torch.testing.assert_close(features, model.encoder(images)[1])
-    torch.testing.assert_close(embedding, model.encoder(occlude(images, None, None))[0])
+    torch.testing.assert_close(embedding, model.encoder(occlude(images, None, None, 1))[0])
     assert torch.equal(scored, embedding)
     assert not torch.allclose(embedding, model.encoder(images)[0])
 

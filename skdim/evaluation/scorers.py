@@ -34,6 +34,8 @@ MAX_CORRELATION = 0.999
 def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     """Accuracy of nearest neighbours among held-out images, each classified by the twenty most similar others.
 
+    With less than about forty images of a class, those of others outvote its own: `linear_probe_scorer` serves there.
+
     Parameters
     ----------
     estimator : DIMTransformer or Pipeline
