@@ -86,8 +86,9 @@ def describe_callbacks(callbacks: Sequence[Any] | None) -> list[str]:
     """Name callbacks, and say which of them act within an epoch, where processes that train together have to."""
     names = []
     for callback in map(_unwrapped, callbacks or ()):
-        acts = [what for what, acts_on in ACTS_ON.items() if acts_on(callback)]
-        names.append(type(callback).__name__ + (f" on {' and '.join(acts)}" if acts else ""))
+        acts = {"batches": acts_on_batches(callback), "gradients": acts_on_gradients(callback)}
+        where = " and ".join(what for what, does in acts.items() if does)
+        names.append(f"{type(callback).__name__} on {where}" if where else type(callback).__name__)
     return names
 
 
@@ -143,9 +144,6 @@ def acts_on_batches(callback: Callback) -> bool:
         return callback.step_every == "batch"
     idle = IDLE_HOOKS if getattr(callback, "log_on_batch_end", True) else IDLE_HOOKS | LOGGER_HOOKS
     return any(getattr(type(callback), hook) not in idle for hook in ("on_batch_begin", "on_batch_end"))
-
-
-ACTS_ON = {"batches": acts_on_batches, "gradients": acts_on_gradients}
 
 
 def is_early_stopping(error: BaseException) -> bool:

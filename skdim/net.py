@@ -21,6 +21,7 @@ from skdim.distributed import ALONE, Group
 from skdim.model import InfoMaxModel
 from skdim.monitoring import StopTraining
 from skdim.nested import is_storable
+from skdim.norms import shared_norms
 from skdim.notices import warn
 from skdim.randomness import lent_rng
 from skdim.recording import RecordedStep, has_hooks, held_fast
@@ -224,8 +225,8 @@ class DIMNet(NeuralNet):
         self.group = model.group = group
         model.contrasted = group if gather_negatives else ALONE
         try:
-            group.broadcast_state(model)
-            with group.shared_norms(model):
+            group.broadcast_tensors((*model.parameters(), *model.buffers()))
+            with shared_norms(group, model):
                 yield
         finally:
             self.group = model.group = model.contrasted = ALONE
@@ -420,7 +421,7 @@ class DIMNet(NeuralNet):
             # Callbacks may compute embeddings after an epoch, from which batch norms are not to learn.
             self.module_.eval()
         # Norms and the like of the user's own, which each process has fed with its images alone.
-        self.group.broadcast_buffers(self.module_)
+        self.group.broadcast_tensors(self.module_.buffers())
 
     def _run_steps(self, iterator: Batches, step_fn: Callable[[Tensor], dict[str, Tensor]]) -> None:
         self._choose_step()

@@ -31,8 +31,8 @@ class StandardAugmentation:
     Parameters
     ----------
     crop : float, default=0.7
-        Least area of a crop, as a share of the image's; each crop is scaled back to the image's size,
-        which lowers the frequencies of a signal. 1 crops nothing.
+        Least area of a crop, as a share of the image's; each crop is scaled back to the image's size, which
+        lowers the frequencies of a signal. 1 crops nothing.
     shift : float, default=0.0
         Most an image is shifted along each side, as a share of that side; what enters is mirrored.
     horizontal_flip, vertical_flip : bool, default=True and False

@@ -34,7 +34,7 @@ MAX_CORRELATION = 0.999
 def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     """Accuracy of nearest neighbours among held-out images, each classified by the twenty most similar others.
 
-    With less than about forty images of a class, those of others outvote its own: `linear_probe_scorer` serves there.
+    With fewer than about forty images of a class, those of others outvote its own: `linear_probe_scorer` serves there.
 
     Parameters
     ----------
