@@ -236,9 +236,9 @@ def knn_probe(n_neighbors: int = N_NEIGHBORS) -> Pipeline:
     """Nearest neighbours by cosine similarity of standardised features, each with one vote; ties go to the nearer ones.
 
     Papers on contrastive learning often take 200 neighbours with votes weighted by ``exp(similarity / 0.1)``; twenty
-    equal votes have no temperature to set. Where a class has fewer than half as many samples, those of others outvote it.
-    Standardising gives features whose mean is far
-    from 0, as pixels' and those after a ReLU are, angles that tell them apart.
+    equal votes have no temperature to set. Where a class has fewer than half as many samples, those of others outvote
+    it. Standardising gives features whose mean is far from 0, as pixels' and those after a ReLU are, angles that tell
+    them apart.
 
     Parameters
     ----------
