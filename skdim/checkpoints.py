@@ -205,7 +205,7 @@ class Checkpoints:
             )
             raise ValueError(
                 f"checkpoint_dir={str(self.folder)!r} holds the training of other {what} ({differences}). Use another "
-                "directory, or empty this one to start anew."
+                "directory, or empty this one to start anew; in a cross-validation leave checkpoint_dir=None."
             )
 
 

@@ -261,6 +261,11 @@ def _is_cache(path: Path, end: bytes) -> bool:
     return found == end
 
 
+def _named(file: Any) -> str:
+    """Name a file or a Pillow image in a message."""
+    return repr(os.fspath(file) if isinstance(file, os.PathLike) else file)
+
+
 def is_pillow_image(entry: Any) -> bool:
     """Tell a Pillow image from anything else, without importing Pillow."""
     # Whoever has a Pillow image has imported Pillow.
@@ -339,7 +344,7 @@ def _warn_of_pages(files: Sequence[Any], n_pages: tuple[int, ...]) -> None:
     if stacks:
         index, others = stacks[0], f", and so of {len(stacks) - 1} more" if len(stacks) > 1 else ""
         warn(
-            f"Image {index}, {files[index]!r}, has {n_pages[index]} pages or frames, of which only the first is "
+            f"Image {index}, {_named(files[index])}, has {n_pages[index]} pages or frames, of which only the first is "
             f"read{others}. To have all as images of their own, pass each as a Pillow image: "
             "[page.copy() for page in PIL.ImageSequence.Iterator(image)]. If the pages are channels, make one array of "
             "shape (n, C, H, W) of them."
@@ -351,15 +356,16 @@ def _warn_of_losses(files: Sequence[Any], losses: tuple[str, ...]) -> None:
     if index is not None:
         more = sum(map(bool, losses)) - 1
         others = f", and so have {more} more" if more else ""
-        warn(f"Image {index}, {files[index]!r}, has {losses[index]}{others}. {TIFF_HINT}")
+        warn(f"Image {index}, {_named(files[index])}, has {losses[index]}{others}. {TIFF_HINT}")
 
 
 def _common_size(files: Sequence[Any], sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
     for index, size in enumerate(sizes):
         if size != sizes[0]:
             raise ValueError(
-                f"All images must have the same size: image 0, {files[0]!r}, has {sizes[0]} (height, width), image "
-                f"{index}, {files[index]!r}, has {size}. Read them with skdim.files.read_images(files, size=...)."
+                f"All images must have the same size: image 0, {_named(files[0])}, has {sizes[0]} (height, width), "
+                f"image {index}, {_named(files[index])}, has {size}. Read them with "
+                "skdim.files.read_images(files, size=...)."
             )
     return sizes[0]
 
@@ -369,12 +375,14 @@ def _common_kind(files: Sequence[Any], kinds: tuple[str, ...], mode: str | None)
         return mode or ("RGB" if "RGB" in kinds else "L")
     deep = kinds.index("deep")
     if mode is not None:
-        raise ValueError(f"Image {deep}, {files[deep]!r}, is grey of more than 8 bits: mode={mode!r} cannot hold it.")
+        raise ValueError(
+            f"Image {deep}, {_named(files[deep])}, is grey of more than 8 bits: mode={mode!r} cannot hold it."
+        )
     for index, kind in enumerate(kinds):
         if kind != "deep":
             raise ValueError(
-                f"Images of 8 bits and grey images of more cannot be mixed: image {index}, {files[index]!r}, has 8 "
-                f"bits, image {deep}, {files[deep]!r}, more."
+                f"Images of 8 bits and grey images of more cannot be mixed: image {index}, {_named(files[index])}, has "
+                f"8 bits, image {deep}, {_named(files[deep])}, more."
             )
     return "deep"
 

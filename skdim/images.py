@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from skdim.arrays import as_array
 from skdim.files import is_image_files, read_images
-from skdim.layouts import ImageShape, guess_shape, infer_layout, refuse_one_image, warn_of_channels_last
+from skdim.layouts import ImageShape, guess_shape, infer_layout, refuse_one_image, warn_of_channels_last, warn_of_grey
 from skdim.sources import LazyArray, as_lazy_array, prefetched
 
 __all__ = ["Images", "check_images", "refuse_loader"]
@@ -147,7 +147,8 @@ def check_images(
     Warns
     -----
     UserWarning
-        If a first fit gets an `image_shape` that looks like height, width and channels.
+        If a first fit gets an `image_shape` that looks like height, width and channels, or none and images that look
+        like something else than what they are read as.
     """
     name = type(estimator).__name__
     refuse_loader(X)
@@ -188,6 +189,8 @@ def check_images(
             raise ValueError(
                 f"Found array with 0 feature(s) (shape={X.shape}) while a minimum of 1 is required by {name}."
             )
+        if reset and image_shape is None and ndim == 3 and not are_pictures:
+            warn_of_grey(X.shape)
         shape, channels_last = infer_layout(X.shape, image_shape, data_format, name)
         given_last = channels_last
         if not channels_last and isinstance(X, np.ndarray) and X.ndim == 4 and not X.flags.c_contiguous:

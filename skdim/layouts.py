@@ -10,6 +10,9 @@ from skdim.notices import warn
 
 ImageShape = tuple[int, int, int]
 
+# Images eight times as long as they are high are rare, and of sensors more channels than these.
+MOST_SIGNALS = 16
+
 __all__ = [
     "ImageShape",
     "check_image_shape",
@@ -17,6 +20,7 @@ __all__ = [
     "infer_layout",
     "refuse_one_image",
     "warn_of_channels_last",
+    "warn_of_grey",
 ]
 
 
@@ -38,7 +42,8 @@ def guess_shape(rows: Any) -> ImageShape:
     is_square = n_features >= 16 and side * side == n_features
     shape = (1, side, side) if is_square else (1, 1, n_features)
     # A million values are enough to tell.
-    likely = _likely_shape(rows[: min(64, 1 + (1 << 20) // n_features)])
+    some = rows[: min(64, 1 + (1 << 20) // n_features)]
+    likely = _likely_shape(some)
     side = isqrt(n_features // 3)
     if likely is None and not is_square and side >= 8 and 3 * side * side == n_features:
         # Colour images are common enough for their width to tell.
@@ -50,7 +55,17 @@ def guess_shape(rows: Any) -> ImageShape:
             f"but look like images of {likely[0]} channels of {likely[1]} x {likely[2]}. Set image_shape={likely} if "
             f"they are, or image_shape={shape} to silence this warning."
         )
+    elif not is_square and _is_image_size(n_features - 1) and _has_whole_numbers_at_an_end(some):
+        warn(
+            f"X has {n_features} features, one more than an image has, and is read as signals: leave out the column if "
+            f"the first or the last is one of labels or an index, or set image_shape={shape} to silence this warning."
+        )
     return shape
+
+
+def _is_image_size(n_features: int) -> bool:
+    """Tell the number of values of grey or colour images that are square and at least 8 x 8."""
+    return any(n_features == channels * isqrt(n_features // channels) ** 2 >= 64 * channels for channels in (1, 3))
 
 
 def _likely_shape(rows: NDArray[np.uint8 | np.float32]) -> ImageShape | None:
@@ -77,6 +92,10 @@ def _likely_shape(rows: NDArray[np.uint8 | np.float32]) -> ImageShape | None:
     return min(likely, key=lambda shape: likely[shape]) if likely else None
 
 
+def _has_whole_numbers_at_an_end(rows: NDArray[np.uint8 | np.float32]) -> bool:
+    return any(bool((column == np.round(column)).all()) for column in (rows[:, 0], rows[:, -1]))
+
+
 def warn_of_channels_last(image_shape: ImageShape) -> None:
     """Say how a shape is read that looks like height, width and channels."""
     channels, height, width = image_shape
@@ -85,6 +104,24 @@ def warn_of_channels_last(image_shape: ImageShape) -> None:
             f"image_shape={image_shape} is read as (C, H, W), images of {channels} channels of {height} x {width}. For "
             f"rows of (H, W, C) images set image_shape=({width}, {channels}, {height}) and "
             "data_format='channels_last'; data_format='channels_first' silences this warning."
+        )
+
+
+def warn_of_grey(array_shape: tuple[int, ...]) -> None:
+    """Say that a 3-D array is read as grey images where it looks like something else."""
+    n, height, width = array_shape
+    short, long = sorted((height, width))
+    what = how = ""
+    if n <= 4 and short >= 8:
+        what, how = f"is one image of {n} channels", "pass X[None]"
+    elif 1 < short <= MOST_SIGNALS and long >= 8 * short:
+        what, how = f"has signals of {short} channels", f"set image_shape=({short}, 1, {long})"
+        if width == short:
+            how += " and data_format='channels_last'"
+    if what:
+        warn(
+            f"X of shape {array_shape} is read as {n} grey images of {height} x {width}. If it {what}, {how}; "
+            f"image_shape=(1, {height}, {width}) silences this warning."
         )
 
 

@@ -13,7 +13,7 @@ from skdim.images import CHUNK_BYTES, Images
 from skdim.loaders import LoadedImages
 from skdim.notices import warn
 
-__all__ = ["SMALLEST_SPREAD", "channel_statistics", "is_constant"]
+__all__ = ["RESOLUTION", "SMALLEST_SPREAD", "channel_statistics"]
 
 # Share of a mean below which float32 tells no spread from rounding.
 RESOLUTION = 1e-7
@@ -69,7 +69,8 @@ def channel_statistics(
             moments = moments.with_more(_channel_moments(chunk))
     _, mean, variance = reduce(_Moments.with_more, group.share(moments))
     std = np.sqrt(variance)
-    constant = is_constant(mean, std)
+    # A spread far below the resolution of float32 is rounding.
+    constant = std <= np.maximum(RESOLUTION * np.abs(mean), SMALLEST_SPREAD)
     if constant.all():
         warn("All images are constant, as far as float32 tells: there is nothing to learn from X.")
     elif constant.any():
@@ -80,12 +81,6 @@ def channel_statistics(
     scale = 255.0 if images.dtype == np.uint8 else 1.0
     with np.errstate(under="ignore"):
         return (mean / scale).astype(np.float32), np.where(constant, np.inf, std / scale).astype(np.float32)
-
-
-def is_constant(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell where values are constant as far as float32 tells: a spread far below its resolution is rounding."""
-    constant: NDArray[np.bool_] = std <= np.maximum(RESOLUTION * np.abs(mean), SMALLEST_SPREAD)
-    return constant
 
 
 def _listed(channels: NDArray[np.intp]) -> str:

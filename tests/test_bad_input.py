@@ -1007,3 +1007,35 @@ def test_values_that_float32_rounds_to_nothing_are_no_error(dtype):
     X[:, :, 0] *= dtype(1e-44)
     with np.errstate(all="raise"):
         assert np.isfinite(DIMTransformer(2, mi_units=4, max_epochs=1, random_state=0).fit_transform(X)).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((3, 32, 32), r"read as 3 grey images of 32 x 32. If it is one image of 3 channels, pass X\[None\]"),
+        (
+            (40, 6, 128),
+            r"If it has signals of 6 channels, set image_shape=\(6, 1, 128\); image_shape=\(1, 6, 128\) sil",
+        ),
+        ((40, 128, 6), r"set image_shape=\(6, 1, 128\) and data_format='channels_last'; image_shape=\(1, 128, 6\)"),
+        ((40, 65), r"65 features, one more than an image has, .* image_shape=\(1, 1, 65\)"),
+        ((40, 3 * 64 + 1), r"193 features, one more than an image has"),
+    ],
+)
+def test_an_array_that_may_be_read_as_what_it_is_not_is_warned_of_once(shape, words):
+    X = RNG.random(shape).astype(np.float32)
+    if len(shape) == 2:
+        X[:, -1] = np.arange(40) % 3  # labels
+    with pytest.warns(UserWarning, match=words) as caught:
+        dim = DIMTransformer(4, max_epochs=0).fit(X)
+    assert len(caught) == 1
+    # Neither again nor where the shape is given.
+    dim.transform(X)
+    DIMTransformer(4, max_epochs=0, image_shape=dim.image_shape_).fit(X)
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 32, 32), (40, 40, 120), (40, 1, 128), (40, 50), (40, 64), (40, 65), (4, 3, 16, 16)]
+)
+def test_an_array_that_can_be_read_in_one_way_only_is_not_warned_of(shape):
+    DIMTransformer(4, max_epochs=0).fit(RNG.random(shape).astype(np.float32))

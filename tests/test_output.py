@@ -173,7 +173,7 @@ def test_a_column_of_paths_or_images_is_read_in_its_order(tmp_path):
     frame["pixels"] = list(read_images(frame["path"]))
     shuffled = frame.iloc[[2, 0, 3, 1]]
     assert read_images(shuffled["path"])[:, 0, 0].tolist() == [100, 0, 150, 50]
-    dim = small().fit(shuffled["path"])
+    dim = small(image_shape=(1, 8, 8)).fit(shuffled["path"])
     Z = dim.transform(read_images(shuffled["path"].tolist()))
     for column in ("path", "pixels"):
         assert np.array_equal(dim.transform(shuffled[column]), Z)

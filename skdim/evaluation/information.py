@@ -20,7 +20,7 @@ from skdim.devices import resolve_device, usual_torch
 from skdim.discriminators import GlobalConcatCritic, LocalConcatCritic
 from skdim.evaluation.inputs import as_numpy, mean_and_scale, standardized
 from skdim.images import check_images
-from skdim.layouts import ImageShape
+from skdim.layouts import ImageShape, check_image_shape
 from skdim.objectives import donsker_varadhan
 from skdim.randomness import private_rng
 from skdim.statistics import channel_statistics
@@ -36,6 +36,8 @@ PATIENCE = 5
 N_PAIRINGS = 10
 
 CONSTRAINTS: dict[str, list[Any]] = {
+    "image_shape": DIMTransformer._parameter_constraints["image_shape"],
+    "data_format": DIMTransformer._parameter_constraints["data_format"],
     "max_epochs": [Interval(Integral, 1, None, closed="left")],
     "device": [str],
     "random_state": ["random_state"],
@@ -49,6 +51,8 @@ def mutual_information_bound(
     X: Any,
     Z: Any,
     *,
+    image_shape: ImageShape | None = None,
+    data_format: str = "auto",
     max_epochs: int = 50,
     device: str = "auto",
     random_state: int | np.random.RandomState | None = None,
@@ -68,6 +72,10 @@ def mutual_information_bound(
         Inputs: vectors, or images, which the network reads by convolutions.
     Z : array-like of shape (n, d)
         Their embeddings.
+    image_shape : tuple of int, default=None
+        Channels, height and width of the images; None infers it from `X`, of which rows (n, p) then are vectors.
+    data_format : {"auto", "channels_first", "channels_last"}, default="auto"
+        Order of the axes of an image, as in `DIMTransformer`.
     max_epochs : int, default=50
         Most passes over the samples. Training stops when the bound has not risen for five.
     device : str, default="auto"
@@ -102,12 +110,20 @@ def mutual_information_bound(
     >>> 0.6 < mutual_information_bound(x, y, device="cpu", random_state=0) < 0.9
     True
     """
-    params = {"max_epochs": max_epochs, "device": device, "random_state": random_state}
+    params = {
+        "image_shape": image_shape,
+        "data_format": data_format,
+        "max_epochs": max_epochs,
+        "device": device,
+        "random_state": random_state,
+    }
     validate_parameter_constraints(CONSTRAINTS, params, "mutual_information_bound")
+    if image_shape is not None:
+        image_shape = check_image_shape(image_shape)
     place = resolve_device(device)
     with usual_torch(place):
         embeddings = _standardized(_checked(Z, ensure_min_samples=10), place)
-        shape, read = _inputs(X, place)
+        shape, read = _inputs(X, image_shape, data_format, place)
         check_consistent_length(X, Z)
         rng = check_random_state(random_state)
         critic_class = LocalConcatCritic if shape[1:] == (1, 1) else GlobalConcatCritic
@@ -196,13 +212,15 @@ def total_correlation_bound(
         return _held_out_bound(critic, critic[-1], scores, n_samples, max_epochs, place, rng)
 
 
-def _inputs(X: Any, device: torch.device) -> tuple[ImageShape, Callable[[Tensor], Tensor]]:
+def _inputs(
+    X: Any, image_shape: ImageShape | None, data_format: str, device: torch.device
+) -> tuple[ImageShape, Callable[[Tensor], Tensor]]:
     """Shape of an input and a function that reads some, standardised; vectors are images of one pixel."""
     # NumPy would read all of a Dataset.
-    if not isinstance(X, Dataset) and np.ndim(X) == 2:
+    if image_shape is None and not isinstance(X, Dataset) and np.ndim(X) == 2:
         vectors = _standardized(_checked(X), device)
         return (vectors.shape[1], 1, 1), lambda rows: vectors[rows, :, None, None]
-    images = check_images(DIMTransformer(), X, image_shape=None, data_format="auto", reset=True)
+    images = check_images(DIMTransformer(), X, image_shape=image_shape, data_format=data_format, reset=True)
     standardize = Standardizer(*channel_statistics(images), device)
     return images.shape, lambda rows: standardize(images.take(rows.cpu().numpy()))
 

@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from skdim.images import CHUNK_BYTES
-from skdim.statistics import is_constant
+from skdim.statistics import RESOLUTION
 from skdim.subjects import is_missing
 
 __all__ = [
@@ -77,7 +77,7 @@ def mean_and_scale(X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
     mean, std = (
         np.concatenate([moment(block, axis=0, dtype=np.float64) for block in blocks]) for moment in (np.mean, np.std)
     )
-    return mean.astype(np.float32), np.where(is_constant(mean, std), np.inf, std).astype(np.float32)
+    return mean.astype(np.float32), np.where(std > RESOLUTION * np.abs(mean), std, np.inf).astype(np.float32)
 
 
 def standardized(X: NDArray[np.float32], mean: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -177,7 +177,7 @@ def validation_split(
     *,
     min_training: int = 2,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split the rows, stratified where there are enough of them for it; a class's only sample is then trained on.
+    """Split the rows, stratified where there are enough of them for it; the first part has some of each class.
 
     Parameters
     ----------
@@ -193,7 +193,8 @@ def validation_split(
     Returns
     -------
     training, validation : ndarray
-        Indices of the rows of each part.
+        Indices of the rows of each part. Only where there are fewer rows than classes and validation samples do some
+        classes have none in the first.
 
     Raises
     ------
@@ -211,7 +212,10 @@ def validation_split(
     is_only = counts[labels] == 1
     others = np.flatnonzero(~is_only)
     if (counts > 1).sum() > min(n_validation, n_training - is_only.sum()):
-        return tuple(train_test_split(np.arange(len(labels)), test_size=n_validation, random_state=random_state))
+        order = random_state.permutation(len(labels))
+        _, first_of_each_class = np.unique(labels[order], return_index=True)
+        order = np.concatenate([np.delete(order, first_of_each_class), order[first_of_each_class]])
+        return order[n_validation:], order[:n_validation]
     training, validation = train_test_split(
         others, test_size=n_validation, stratify=labels[others], random_state=random_state
     )

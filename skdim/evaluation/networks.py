@@ -19,6 +19,9 @@ from skdim.persistence import to_arrays, to_tensors
 
 __all__ = ["MLP", "Samples", "check_hidden_layer_sizes", "predict_proba", "train"]
 
+# Fewer steps than these say little of whether a loss still falls: an epoch of few samples is a step or two.
+MIN_STEPS_OF_PATIENCE = 20
+
 # What an attribute `history_` has of skorch's record of an epoch.
 RECORDED = ("train_loss", "valid_loss", "valid_acc", "dur")
 
@@ -185,7 +188,8 @@ def train(
     max_epochs : int
         Most epochs.
     patience : int
-        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth of it.
+        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth of it; more where
+        these have less than MIN_STEPS_OF_PATIENCE batches.
     device : torch.device
         Where to train.
     random_state : RandomState
@@ -203,6 +207,7 @@ def train(
     FloatingPointError
         If the loss on the validation samples never was finite.
     """
+    n_batches = len(_Batches(training, batch_size))
     net = net_class(
         module.to(device),
         optimizer=torch.optim.Adam,
@@ -213,7 +218,7 @@ def train(
         iterator_train__generator=random_state,
         iterator_valid=_Batches,
         train_split=predefined_split(validation),
-        callbacks=[_EarlyStopping(patience=patience, load_best=True)],
+        callbacks=[_EarlyStopping(patience=max(patience, -(-MIN_STEPS_OF_PATIENCE // n_batches)), load_best=True)],
         verbose=0,
         device=device,
         **net_params,

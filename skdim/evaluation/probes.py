@@ -24,9 +24,9 @@ from skdim.evaluation.linear import LinearProbe
 from skdim.evaluation.networks import MLP, Samples, check_hidden_layer_sizes, predict_proba, train
 from skdim.randomness import private_rng
 
-__all__ = ["N_NEIGHBORS", "PROBES", "MLPProbe", "knn_probe"]
+__all__ = ["PROBES", "MLPProbe", "knn_probe", "n_voting_neighbors"]
 
-# That vote in the nearest neighbours' probe.
+# Most neighbours that vote in a table and for a scorer.
 N_NEIGHBORS = 20
 
 
@@ -36,8 +36,8 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     The default has the network of the paper's non-linear probe: one hidden layer of 200 units with batch norm, ReLU and
     dropout. It is a `skorch.NeuralNetClassifier` trained by Adam on the cross-entropy of its logits; training stops
     when the loss on a split of the training samples has not fallen, by a ten-thousandth of it at least, for `patience`
-    epochs, and the weights of the last epoch in which it has are kept. The samples of the split, a tenth, count in the
-    standardisation, and else only decide when to stop.
+    epochs and 20 steps, and the weights of the last epoch in which it has are kept. The samples of the split, a tenth,
+    count in the standardisation, and else only decide when to stop.
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         Most passes over the samples.
 
     patience : int, default=5
-        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth of it.
+        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth of it; more where
+        these have less than 20 batches.
 
     validation_fraction : float, default=0.1
         Share of the training samples that decides when to stop.
@@ -237,8 +238,8 @@ def knn_probe(n_neighbors: int = N_NEIGHBORS) -> Pipeline:
 
     Papers on contrastive learning often take 200 neighbours with votes weighted by ``exp(similarity / 0.1)``; twenty
     equal votes have no temperature to set. Where a class has fewer than half as many samples, those of others outvote
-    it. Standardising gives features whose mean is far from 0, as pixels' and those after a ReLU are, angles that tell
-    them apart.
+    it: `evaluate` and `knn_scorer` let no more vote than a class of median size has samples. Standardising gives
+    features whose mean is far from 0, as pixels' and those after a ReLU are, angles that tell them apart.
 
     Parameters
     ----------
@@ -253,13 +254,33 @@ def knn_probe(n_neighbors: int = N_NEIGHBORS) -> Pipeline:
     return make_pipeline(StandardScaler(), KNeighborsClassifier(n_neighbors, weights=_votes, metric="cosine"))
 
 
-PROBES: dict[str, Callable[[str, int], BaseEstimator]] = {
-    "linear": lambda device, seed: LinearProbe(device=device, random_state=seed),
-    "svm": lambda device, seed: LinearProbe("squared_hinge", device=device, random_state=seed),
-    "mlp": lambda device, seed: MLPProbe(device=device, random_state=seed),
-    "knn": lambda device, seed: knn_probe(),
+def n_voting_neighbors(y: NDArray[Any], n_left_out: int = 0) -> int:
+    """Count the neighbours that can vote without those of other classes outvoting a class of usual size.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,)
+        Labels.
+    n_left_out : int, default=0
+        How many of a sample's own class do not count among its neighbours: 1 where it is one of them.
+
+    Returns
+    -------
+    int
+        Twenty, or the median size of a class if that is less.
+    """
+    _, counts = np.unique(y, return_counts=True)
+    return int(np.clip(np.median(counts) - n_left_out, 1, N_NEIGHBORS))
+
+
+# Of the device, a seed and the labels to fit to.
+PROBES: dict[str, Callable[[str, int, NDArray[Any]], BaseEstimator]] = {
+    "linear": lambda device, seed, y: LinearProbe(device=device, random_state=seed),
+    "svm": lambda device, seed, y: LinearProbe("squared_hinge", device=device, random_state=seed),
+    "mlp": lambda device, seed, y: MLPProbe(device=device, random_state=seed),
+    "knn": lambda device, seed, y: knn_probe(n_voting_neighbors(y)),
     # The small classifier that earlier implementations put on a 64-wide embedding.
-    "classifier": lambda device, seed: MLPProbe(
+    "classifier": lambda device, seed, y: MLPProbe(
         (15, 10), dropout=0.0, batch_norm_logits=True, device=device, random_state=seed
     ),
 }

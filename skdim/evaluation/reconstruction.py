@@ -133,8 +133,8 @@ def reconstruction_ms_ssim(
     """Multi-scale structural similarity between test images and what a decoder makes of their embeddings.
 
     The decoder, transposed convolutions with batch norm and ReLU, is trained on the embeddings of the training images
-    by their mean squared error, on the transformer's device; a tenth of them decides when to stop. The transformer is
-    not trained on.
+    by their mean squared error, on the transformer's device; a tenth of them decides when to stop, as in `MLPProbe`.
+    The transformer is not trained on.
 
     Parameters
     ----------

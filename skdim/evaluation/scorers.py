@@ -10,9 +10,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from torch.nn.functional import affine_grid, grid_sample
 
 from skdim.devices import usual_torch
-from skdim.evaluation.inputs import check_labels
+from skdim.evaluation.inputs import check_labels, encode_labels
 from skdim.evaluation.linear import LinearProbe
-from skdim.evaluation.probes import N_NEIGHBORS, knn_probe
+from skdim.evaluation.probes import knn_probe, n_voting_neighbors
 from skdim.images import Images
 from skdim.subjects import check_number_of_labels, embed, find_transformer, images_of
 
@@ -34,16 +34,17 @@ MAX_CORRELATION = 0.999
 def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     """Accuracy of nearest neighbours among held-out images, each classified by the twenty most similar others.
 
-    With fewer than about forty images of a class, those of others outvote its own: `linear_probe_scorer` serves there.
+    There are fewer where a class of median size has no twenty others. An image of a class that is much smaller than
+    that is outvoted by those of others; `linear_probe_scorer` serves where such classes count.
 
     Parameters
     ----------
     estimator : DIMTransformer or Pipeline
         Fitted. A classifier at the end of a pipeline does not count.
     X : array-like
-        Held-out images, more than 20.
+        Held-out images.
     y : array-like of shape (n,)
-        Their labels.
+        Their labels, of two classes at least.
 
     Returns
     -------
@@ -53,16 +54,17 @@ def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     Raises
     ------
     ValueError
-        If there are no labels or some are missing, or too few images.
+        If there are no labels, some are missing or all the same, or each image has one of its own.
     """
     y = check_labels(y, "knn_scorer")
-    if len(y) <= N_NEIGHBORS:
+    classes, _ = encode_labels(y, "knn_scorer")
+    if len(classes) == len(y):
         raise ValueError(
-            f"Found array with {len(y)} sample(s) while a minimum of {N_NEIGHBORS + 1} is required by knn_scorer: hold "
-            "more images out, with fewer folds for one, or take linear_probe_scorer or retrieval_scorer."
+            f"knn_scorer needs held-out images of the same class, but the labels of all {len(y)} differ: hold more "
+            "images out, with fewer folds for one, or take retrieval_scorer."
         )
     check_number_of_labels(X, y)
-    scaler, neighbors = knn_probe()
+    scaler, neighbors = knn_probe(n_voting_neighbors(y, n_left_out=1))
     Z = scaler.fit_transform(embed(estimator, X))
     # Without samples, scikit-learn predicts each of those it was fitted on from the others.
     return float(neighbors.fit(Z, y).score(None, y))
@@ -91,6 +93,7 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         If there are no labels or some are missing, or a fold's training part has only one class.
     """
     y = check_labels(y, "linear_probe_scorer")
+    encode_labels(y, "linear_probe_scorer")
     check_number_of_labels(X, y)
     folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(y, y))
     Z = embed(estimator, X)

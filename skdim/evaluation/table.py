@@ -11,8 +11,8 @@ from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.utils import check_random_state
 
-from skdim.evaluation.inputs import check_labels
-from skdim.evaluation.probes import N_NEIGHBORS, PROBES
+from skdim.evaluation.inputs import check_labels, encode_labels
+from skdim.evaluation.probes import PROBES
 from skdim.images import refuse_loader
 from skdim.subjects import check_number_of_labels, embed, find_transformer, images_of
 from skdim.transformer import DIMTransformer
@@ -49,15 +49,16 @@ def evaluate(
     X_train : array-like of shape (n, p), (n, C, H, W), (n, H, W, C) or (n, H, W)
         Images of the shape seen in `fit`, to which probes are fitted.
     y_train : array-like of shape (n,)
-        Their labels.
+        Their labels, of two classes at least.
     X_test : array-like of shape (m, p), (m, C, H, W), (m, H, W, C) or (m, H, W)
         Held-out images.
     y_test : array-like of shape (m,)
         Their labels.
     probes : sequence of {"linear", "svm", "mlp", "knn", "classifier"}, default=all of them
         "linear" and "svm" are `LinearProbe` with the log loss and the squared hinge loss, "mlp" is `MLPProbe`, "knn"
-        `knn_probe`, and "classifier" the perceptron of 15, 10 and n_classes units, each with batch norm, that earlier
-        implementations put on the embedding.
+        `knn_probe` of twenty neighbours, or as many as a class of median size has samples, and "classifier" the
+        perceptron of 15, 10 and n_classes units, each with batch norm, that earlier implementations put on the
+        embedding.
     layers : sequence of str, default=None
         Layers of the encoder, as `output_layer` names them; None is all.
     random_state : int, RandomState instance or None, default=0
@@ -72,7 +73,7 @@ def evaluate(
     Raises
     ------
     ValueError
-        If probe, layer or images are unfit.
+        If probe, layer, images or labels are unfit.
     TypeError
         If there is no transformer in `dim`, or images come in a DataLoader.
     NotFittedError
@@ -92,10 +93,7 @@ def evaluate(
     for X, y in ((X_train, y_train), (X_test, y_test)):
         refuse_loader(X)
         check_number_of_labels(X, y)
-    if "knn" in probes and len(y_train) < N_NEIGHBORS:
-        raise ValueError(
-            f"The probe 'knn' needs {N_NEIGHBORS} training images at least, got {len(y_train)}: leave it out of probes."
-        )
+    encode_labels(y_train, "evaluate")
     dim, (X_train, X_test) = find_transformer(dim, X_train, X_test, name="evaluate")
     known = [layer for layer in LAYERS if layer in dim._layer_shapes]
     layers = known if layers is None else layers
@@ -105,7 +103,7 @@ def evaluate(
     for title, layer, Z_train, Z_test in _representations(dim, X_train, X_test, layers, seed):
         row = {"features": title, "layer": layer, "width": Z_train.shape[1]}
         for name in probes:
-            probe = PROBES[name](str(dim.device_), seed)
+            probe = PROBES[name](str(dim.device_), seed, y_train)
             row[name] = float(probe.fit(Z_train, y_train).score(Z_test, y_test))
         rows.append(row)
     if importlib.util.find_spec("pandas") is None:
