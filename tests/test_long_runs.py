@@ -4,10 +4,12 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
@@ -128,6 +130,30 @@ def test_images_are_released_after_an_error(digits):
 def test_history_does_not_grow_with_batches(digits):
     dim = small(max_epochs=2, batch_size=10).fit(digits[0])
     assert [len(epoch["batches"]) for epoch in dim.net_.history] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"global_weight": 0.5, "coordinate_weight": 1.0, "prior": "normal", "augmentation": "standard"}],
+)
+def test_no_batch_makes_the_host_wait_for_the_device(colour_images, monkeypatch, params):
+    reads = []
+
+    def counted(method):
+        def call(*args, **kwargs):
+            reads.append(method.__name__)
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__float__", "__int__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+    n_reads = []
+    for batch_size in (20, 5):
+        reads.clear()
+        small(max_epochs=2, batch_size=batch_size, device="cpu", **params).fit(colour_images[0])
+        n_reads.append(dict(Counter(reads)))
+    assert n_reads[0] == n_reads[1]
 
 
 def test_transform_from_four_threads_at_once(digits):
