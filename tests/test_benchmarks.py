@@ -10,6 +10,7 @@ import pytest
 from skorch.callbacks import Callback
 
 from skdim import DIMTransformer
+from skdim.evaluation import LinearProbe, MLPProbe
 
 pytest.importorskip("PIL")
 
@@ -35,6 +36,23 @@ def paper_tables(benchmark):
     return benchmark("paper_tables")
 
 
+@pytest.fixture
+def fits(monkeypatch):
+    """List what transformers and probes are fitted on: their names, X and y."""
+    calls = []
+
+    def recorded(fit):
+        def call(self, X, y=None):
+            calls.append((type(self).__name__, np.array(X), y))
+            return fit(self, X, y)
+
+        return call
+
+    for each in (DIMTransformer, LinearProbe, MLPProbe):
+        monkeypatch.setattr(each, "fit", recorded(each.fit))
+    return calls
+
+
 def test_the_papers_tables_are_built_in_pieces_and_keep_its_figures_apart(paper_tables, tmp_path, capsys):
     path = tmp_path / "results.csv"
     command = ["images", "--csv", str(path), "--budget", "1ep", "--set", "n_components=4", "--rows", "DIM(L) InfoNCE"]
@@ -56,6 +74,30 @@ def test_the_papers_tables_are_built_in_pieces_and_keep_its_figures_apart(paper_
     ours = [f"{100 * np.mean([float(r[f'mlp_{layer}']) for r in results]):.2f}" for layer in paper_tables.LAYERS]
     assert [number for number in numbers if number in ours] == ours
     assert numbers[-3:] == ["75.21", "75.57", "69.13"]
+
+
+def test_the_papers_tables_fit_nothing_on_held_out_images(paper_tables, colour_images, fits, monkeypatch, tmp_path):
+    images, labels = colour_images[0].transpose(0, 2, 3, 1), colour_images[1]
+    given = []
+    for name in ("reconstruction_ms_ssim", "mutual_information_bound", "total_correlation_bound"):
+        monkeypatch.setattr(paper_tables, name, lambda *args, **kwargs: given.append(args) or 0.5)
+    command = ["images", "--csv", str(tmp_path / "results.csv"), "--budget", "1ep", "--set", "n_components=4"]
+    paper_tables.main([*command, "--rows", "DIM(L) InfoNCE", "--information"])
+    # 20 of 60 images are held out.
+    (name, X, y), *probes = fits
+    assert name == "DIMTransformer"
+    assert np.array_equal(X, images[:40])
+    assert y is None
+    assert [name for name, *_ in probes] == ["LinearProbe", "MLPProbe", "LinearProbe"] * 3
+    for _, Z, y in probes:
+        assert len(Z) == 40
+        assert np.array_equal(y, labels[:40])
+    (_, X_train, X_test), (X_bound, Z_bound), (Z_correlation,) = given
+    assert np.array_equal(X_train, images[:40])
+    assert np.array_equal(X_test, images[40:])
+    assert np.array_equal(X_bound, images[40:])
+    assert Z_bound is Z_correlation
+    assert Z_bound.shape == (20, 4)
 
 
 class Interrupting(Callback):
