@@ -1,5 +1,6 @@
 import functools
 import importlib
+import io
 import re
 import warnings
 from pathlib import Path
@@ -7,12 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 from skorch.callbacks import Callback
 
 from skdim import DIMTransformer
 from skdim.evaluation import LinearProbe, MLPProbe
 
-pytest.importorskip("PIL")
+Image = pytest.importorskip("PIL.Image")
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def fits(monkeypatch):
 
         return call
 
-    for each in (DIMTransformer, LinearProbe, MLPProbe):
+    for each in (DIMTransformer, LinearProbe, MLPProbe, PCA):
         monkeypatch.setattr(each, "fit", recorded(each.fit))
     return calls
 
@@ -193,6 +195,76 @@ def test_choices_train_for_the_seconds_that_were_timed(benchmark, monkeypatch, t
     assert len(lines) == 4
     mean = np.mean([100 * float(row["hidden"]) for row in results if row["params"] == "{}"])
     assert f" {mean:.1f} ± " in lines[0]
+
+
+def jpeg_bytes(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def cifar10_file(tmp_path):
+    """Write a file as that of CIFAR-10, with the labels of its 120 images, which their colour tells."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 120).astype(np.uint8)
+    images = rng.integers(0, 100, (120, 32, 32, 3), dtype=np.uint8)
+    images[np.arange(120), :, :, labels] += 100
+    files = [jpeg_bytes(image) for image in images]
+    path = tmp_path / "images.npz"
+    np.savez(path, jpeg=np.frombuffer(b"".join(files), np.uint8), ends=np.cumsum([*map(len, files)]), labels=labels)
+    return str(path), labels
+
+
+LAYER_ROWS = [("embedding", 4), ("hidden", 1024), ("features", 4096)]
+
+
+@pytest.mark.filterwarnings("ignore")  # Of the probe's solver, which such few images are too few for.
+@pytest.mark.parametrize(
+    ("options", "n_train", "held_out"),
+    [
+        ([], 100, slice(100, 120)),
+        (["--only-trained", "--n-train", "30"], 30, slice(100, 120)),
+        (["--only-trained", "--validation"], 80, slice(80, 100)),
+    ],
+)
+def test_the_linear_probe_is_fitted_on_training_images(
+    benchmark, cifar10_file, fits, monkeypatch, capsys, options, n_train, held_out
+):
+    path, labels = cifar10_file
+    cifar10_probe = benchmark("cifar10_probe")
+    load_cifar10 = importlib.import_module("cifar10").load_cifar10
+    monkeypatch.setattr(cifar10_probe, "load_cifar10", load_cifar10)
+    scored = []
+    score = LinearProbe.score
+
+    def recorded(self, Z, y):
+        scored.append((y, score(self, Z, y)))
+        return scored[-1][1]
+
+    monkeypatch.setattr(LinearProbe, "score", recorded)
+    cifar10_probe.main([path, *options, "--max-epochs", "1", "--n-components", "4", "--mi-units", "8"])
+
+    images, read, _ = load_cifar10(path)
+    assert images.shape == (120, 32, 32, 3)
+    assert np.array_equal(read, labels)
+    assert np.array_equal(images.mean((1, 2)).argmax(1), labels)
+    for name, X, y in fits:
+        assert len(X) == n_train
+        if name == "DIMTransformer":
+            assert np.array_equal(X, images[:n_train])
+        elif name == "PCA":
+            assert np.array_equal(X, images[:n_train].reshape(n_train, -1).astype(np.float32) / 255)
+        assert np.array_equal(y, labels[:n_train]) if name == "LinearProbe" else y is None
+    assert all(np.array_equal(y, labels[held_out]) for y, _ in scored)
+
+    encoders = ["Deep InfoMax"] if "--only-trained" in options else ["Deep InfoMax", "untrained encoder"]
+    expected = [(f"{name}, {layer}", width) for name in encoders for layer, width in LAYER_ROWS]
+    if len(encoders) == 2:
+        expected = [("raw pixels", 3072), ("PCA", 64), *expected]
+    lines = capsys.readouterr().out.partition("accuracy")[2].splitlines()[1:]
+    for line, (name, width), (_, accuracy) in zip(lines, expected, scored, strict=True):
+        assert re.fullmatch(rf"{name} +{width} +{accuracy:.1%} +\d*", line)
 
 
 @pytest.mark.parametrize("name", ["choices", "paper_tables"])
