@@ -4,6 +4,7 @@ import io
 import re
 import warnings
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import numpy as np
@@ -274,11 +275,13 @@ def test_the_guide_has_the_table_that_is_printed(benchmark, capsys, name):
     assert (script.RESULTS / f"{name}.txt").read_text() == capsys.readouterr().out
 
 
-@pytest.mark.parametrize("letter", ["a", "c", "d", "e"])
+@pytest.mark.parametrize("letter", ["a", "b", "c", "d", "e"])
 def test_throughput_compares_each_baseline_with_skdim(benchmark, capsys, letter):
     throughput = benchmark("throughput")
     throughput.SECTIONS[letter](SimpleNamespace(n_images=64, repeats=1))
-    for line in capsys.readouterr().out.splitlines():
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (1 if letter in "ad" else 2)
+    for line in lines:
         baseline, ours, ratio = map(float, re.search(r"(\d+) +(\d+) +([\d.]+)  \(", line).groups())
         assert ratio == pytest.approx(ours / baseline, rel=0.1, abs=0.01)
 
@@ -295,6 +298,80 @@ def test_throughput_shows_where_the_time_of_a_step_goes(benchmark, capsys):
     assert times == sorted(times, reverse=True)
     for time, (*_, share) in zip(times, rows, strict=True):
         assert int(share) == pytest.approx(100 * time / total, abs=1)
+
+
+def test_throughput_gives_shares_of_the_machines_rates(benchmark, monkeypatch, capsys):
+    throughput = benchmark("throughput")
+    for name, few in {"matmul_rate": {"size": 256}, "bandwidth": {"n_bytes": 1 << 20}}.items():
+        monkeypatch.setattr(throughput, name, functools.partial(getattr(throughput, name), **few))
+    operations = functools.partial(throughput.print_operations, n_steps=1, n_printed=2)
+    monkeypatch.setattr(throughput, "print_operations", operations)
+    throughput.section_f(SimpleNamespace(n_images=64, repeats=1))
+    output = capsys.readouterr().out
+    half, single, copying = map(
+        float, re.search(r"([\d.]+) TFLOP/s bf\w+, ([\d.]+) .*copy (\d+) GB/s", output).groups()
+    )
+    assert min(half, single, copying) > 0
+    pattern = (
+        r"^\(f\) (.+): (\d+) images/s x ([\d.]+) GFLOP = ([\d.]+) TFLOP/s, (\d+)% of .*; (\d+)% of a roofline of (\d+) "
+    )
+    rows = re.findall(pattern, output, re.M)
+    assert [params for params, *_ in rows] == ["defaults", "{'batch_size': 512}"]
+    for rate, flops, achieved, share, share_of_roofline, roofline in (map(float, numbers) for _, *numbers in rows):
+        assert achieved == pytest.approx(rate * flops / 1e3, rel=0.02, abs=1e-3)
+        assert share == pytest.approx(100 * achieved / half, rel=0.05, abs=1)
+        assert share_of_roofline == pytest.approx(100 * rate / roofline, rel=0.05, abs=1)
+    assert output.count("a step in operations") == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_throughput_measures_memory(benchmark, monkeypatch, capsys):
+    throughput = benchmark("throughput")
+    before, after = throughput.peak_memory(throughput.FitMemory(64))
+    assert 0 <= before < after < before + 2
+
+    def in_this_process(work):
+        queue = SimpleQueue()
+        throughput._measure_memory(work, queue)
+        return queue.get()
+
+    monkeypatch.setattr(throughput, "peak_memory", in_this_process)
+    for each, few in ((throughput.FitMemory, 64), (throughput.OfficialMemory, 8)):
+        make = each.__init__
+        monkeypatch.setattr(
+            each, "__init__", lambda self, n, *, make=make, few=few, **kwargs: make(self, few, **kwargs)
+        )
+    throughput.section_g(SimpleNamespace())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7
+    for line in lines[:6]:
+        more, before = map(float, re.search(r"([\d.]+) GB above the ([\d.]+) GB", line).groups())
+        assert 0 <= more < 2
+        assert 0 <= before < 20
+    assert lines[-1].endswith("17.18 GB (computed)")
+
+
+def test_throughput_gives_the_cost_of_an_image(benchmark, monkeypatch, capsys):
+    throughput = benchmark("throughput")
+    monkeypatch.setattr(throughput, "NUMBERS", (16, 24, 32, 48))
+    monkeypatch.setattr(throughput, "enough_epochs", lambda *args, **kwargs: 1)
+    throughput.section_h(SimpleNamespace(n_images=16, repeats=1))
+    *lines, last = capsys.readouterr().out.splitlines()
+    rows = [re.search(r"(\w+) = (\d+) +([\d.]+) ms", line).groups() for line in lines]
+    powers = [str(2**i) for i in range(6, 12)]
+    expected = {"n": ["16", "24", "32", "48"], "batch_size": powers, "mi_units": powers}
+    assert [row[:2] for row in rows] == [(name, value) for name, values in expected.items() for value in values]
+    costs = [float(cost) for *_, cost in rows]
+    assert min(costs) > 0
+    middle, within = map(float, re.search(r"from 16 to 48 images: ([\d.]+) ms an image within (\d+)%", last).groups())
+    assert middle == pytest.approx((min(costs[:4]) + max(costs[:4])) / 2, rel=0.01)
+    assert within == pytest.approx(100 * (max(costs[:4]) / middle - 1), abs=1)
+
+
+def test_throughput_runs_each_section_in_a_process_of_its_own(benchmark, capfd):
+    benchmark("throughput").main(["d", "--n-images", "64", "--repeats", "1"])
+    output = capfd.readouterr().out
+    assert re.search(r"images/s +images/s +ratio\n\(d\) .* 1 pairs\)\n", output)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
