@@ -18,7 +18,6 @@ from torch import nn
 from skdim import DIMTransformer
 from skdim.encoders import DCGANEncoder
 from skdim.model import MAX_PAIR_ELEMENTS
-from skdim.net import CHECK_EVERY
 
 
 class Dropping(nn.Module):
@@ -602,7 +601,7 @@ def test_a_weight_that_becomes_nan_is_an_error_within_an_epoch(X, tmp_path, chec
 
 
 def test_a_loss_that_is_not_finite_ends_a_long_epoch_early():
-    X = np.random.default_rng(0).random((2 * (3 * CHECK_EVERY), 16), dtype=np.float32)
+    X = np.random.default_rng(0).random((1200, 16), dtype=np.float32)
     batches = []
 
     class Count(Dropping):
@@ -614,7 +613,8 @@ def test_a_loss_that_is_not_finite_ends_a_long_epoch_early():
 
     with pytest.raises(FloatingPointError, match=r"The loss term '\w+' is nan in epoch 1"):
         small(encoder=Count, batch_size=2, max_epochs=1, prior_weight=0).fit(X)
-    assert len(batches) == CHECK_EVERY
+    # After few steps more, but not at each, for which the host would wait for the device.
+    assert 50 <= len(batches) <= 300
 
 
 def test_a_learning_rate_far_too_high_is_an_error(X):

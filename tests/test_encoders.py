@@ -869,6 +869,44 @@ def test_fit(colour_images, name, precision):
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(dim)).transform(X), Z)
 
 
+class SeesLayouts(nn.Module):
+    """Notes, of each batch of 20 images or their two views, whether images and weights have their channels last."""
+
+    seen = []
+
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 4, 3)
+        self.linear = nn.Linear(4, n_components)
+
+    def forward(self, images):
+        if len(images) in (20, 40):
+            weight = self.conv.weight
+            are_last = [each.is_contiguous(memory_format=torch.channels_last) for each in (images, weight)]
+            # Of a single channel only the strides tell.
+            self.seen.append([*are_last, weight.stride(1) == 1])
+        features = self.conv(images)
+        return self.linear(features.mean((2, 3))), features
+
+
+@pytest.mark.parametrize("n_channels", [1, 3])
+@pytest.mark.parametrize("params", [{}, {"augmentation": "standard"}])
+def test_convolutions_compute_with_the_channels_last(colour_images, monkeypatch, tmp_path, n_channels, params):
+    X = np.ascontiguousarray(colour_images[0][:, :n_channels])
+    monkeypatch.setattr(SeesLayouts, "seen", seen := [])
+    monkeypatch.setattr("skdim.inference.CPU_BATCH", 20)
+    params = params | {"encoder": SeesLayouts, "mi_units": 8, "batch_size": 20, "max_epochs": 2, "device": "cpu"}
+    dim = DIMTransformer(4, **params).fit(X)
+    dim.save(tmp_path / "dim.safetensors")
+    loaded = DIMTransformer.load(tmp_path / "dim.safetensors", encoder=SeesLayouts, device="cpu")
+    for each in (dim, pickle.loads(pickle.dumps(dim)), loaded):
+        n_seen = len(seen)
+        each.transform(X)
+        assert len(seen) == n_seen + 3
+    assert len(seen) == 2 * 3 + 3 * 3
+    assert np.all(seen)
+
+
 @pytest.mark.parametrize(
     ("encoder_class", "kwargs"), [(AlexNetEncoder, {}), (ResNetEncoder, {}), (ResNetEncoder, {"folded": True})]
 )

@@ -1,11 +1,15 @@
 import gc
 import os
+import subprocess
+import sys
 import threading
 import weakref
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
@@ -48,6 +52,50 @@ def test_many_fits_take_no_more_memory_and_no_more_threads(digits, tmp_path, n_f
     counted("fits in one process", n_fits)
 
 
+PEAK = """
+from pathlib import Path
+import numpy as np
+from skdim import DIMTransformer
+from torch import nn
+
+def resident(field):
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
+    return int(line.split()[1]) / 1e3
+
+class Pooled(nn.Module):
+    def __init__(self, image_shape, n_components):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 16, 16), nn.Linear(16, n_components)
+    def forward(self, images):
+        features = self.conv(images)
+        return self.linear(features.flatten(1)), features
+
+def fit(X, **params):
+    DIMTransformer(image_shape=(3, 32, 32), max_epochs=1, random_state=0, **params).fit(X)
+
+small = {"encoder": Pooled, "n_components": 4, "mi_units": 4}
+rows = np.random.default_rng(0).integers(0, 256, (20_000, 3072), dtype=np.uint8)
+images = rows.reshape(-1, 32, 32, 3)
+fit(rows[:1000], **small)
+start = resident("VmRSS")
+fit(rows, **small)
+fit(images, **small)
+with_all = resident("VmHWM") - start
+fit(images[:256])
+print(rows.nbytes / 1e6, with_all, resident("VmHWM") - start)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+def test_fit_makes_no_copy_of_the_images_in_memory():
+    output = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True).stdout
+    megabytes, more_with_all, more_with_the_defaults = map(float, output.split())
+    # A copy as they are would be once as much, as float32 four times.
+    assert more_with_all < 0.7 * megabytes
+    # A gigabyte above the data is promised, whatever their number: what a batch takes is well below it.
+    assert more_with_the_defaults < 500
+
+
 def test_images_callbacks_and_nets_are_released(digits):
     class Watch(Callback):
         pass
@@ -82,6 +130,30 @@ def test_images_are_released_after_an_error(digits):
 def test_history_does_not_grow_with_batches(digits):
     dim = small(max_epochs=2, batch_size=10).fit(digits[0])
     assert [len(epoch["batches"]) for epoch in dim.net_.history] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"global_weight": 0.5, "coordinate_weight": 1.0, "prior": "normal", "augmentation": "standard"}],
+)
+def test_no_batch_makes_the_host_wait_for_the_device(colour_images, monkeypatch, params):
+    reads = []
+
+    def counted(method):
+        def call(*args, **kwargs):
+            reads.append(method.__name__)
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__float__", "__int__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+    n_reads = []
+    for batch_size in (20, 5):
+        reads.clear()
+        small(max_epochs=2, batch_size=batch_size, device="cpu", **params).fit(colour_images[0])
+        n_reads.append(dict(Counter(reads)))
+    assert n_reads[0] == n_reads[1]
 
 
 def test_transform_from_four_threads_at_once(digits):

@@ -32,6 +32,9 @@ SETTINGS = [
     {"mi_estimator": "dv", "lr_schedule": "one_cycle", "augmentation": StandardAugmentation(noise=0.1, shift=0.1)},
     {"encoder": "alexnet", "mi_estimator": "chi2", "precision": "bfloat16"},
     {"encoder": "stride1", "discriminator": "concat", "global_weight": 0.5},
+    # bfloat16 on CUDA.
+    {"precision": "auto"},
+    {"augmentation": StandardAugmentation(quarter_turns=True), "precision": "auto"},
 ]
 
 
@@ -80,9 +83,9 @@ def unrecorded():
         yield
 
 
-def fit_as_it_is(**params):
+def fit_as_it_is(images=IMAGES, **params):
     with unrecorded():
-        return DIMTransformer(**PARAMS | params).fit(IMAGES)
+        return DIMTransformer(**PARAMS | params).fit(images)
 
 
 def trained_weights(dim, part):
@@ -92,19 +95,25 @@ def trained_weights(dim, part):
 
 
 def assert_same(recorded, plain):
-    """Compare the last epoch's losses, and the ways that the weights of the encoder and its adversaries went."""
+    """Compare the losses of all epochs, and the ways that the weights of the encoder and its adversaries went."""
     on_cpu = plain.device_.type == "cpu"
     rtol = 1e-6 if on_cpu else 1e-2
-    for name, value in plain.history_[-1].items():
-        if name not in ("seconds", "images_per_second"):
-            np.testing.assert_allclose(recorded.history_[-1][name], value, rtol=rtol, atol=rtol, err_msg=name)
-    untrained = DIMTransformer(**plain.get_params() | {"max_epochs": 0, "callbacks": None}).fit(IMAGES)
+    for ours, epoch in zip(recorded.history_, plain.history_, strict=True):
+        for name, value in epoch.items():
+            if name not in ("seconds", "images_per_second"):
+                np.testing.assert_allclose(ours[name], value, rtol=rtol, atol=rtol, err_msg=name)
+    images = IMAGES[:, : plain.image_shape_[0]]
+    untrained = DIMTransformer(**plain.get_params() | {"max_epochs": 0, "callbacks": None}).fit(images)
     for part in ("encoder", *plain.discriminators_):
         start, *ends = (trained_weights(dim, part) for dim in (untrained, recorded, plain))
-        ways = [end - start for end in ends]
-        # Where kernels add up in any order, Adam's first steps make much of the last digit.
-        tolerance = 1e-4 if on_cpu else 0.3
-        assert np.linalg.norm(ways[0] - ways[1]) <= tolerance * np.linalg.norm(ways[1]), part
+        way, plain_way = (end - start for end in ends)
+        if on_cpu:
+            assert np.linalg.norm(way - plain_way) <= 1e-4 * np.linalg.norm(plain_way), part
+        else:
+            # Where kernels add up in any order, Adam's first steps turn with the last digit where gradients are nearly
+            # 0, this way and that; all others together go as far. One of 16 steps lost, or another rate, is more.
+            tolerance = 0.05 if plain.net_.autocast_dtype is None else 0.1
+            assert abs(way @ plain_way / (plain_way @ plain_way) - 1) <= tolerance, part
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])
@@ -114,6 +123,15 @@ def test_recorded_steps_are_the_same_steps(params, device, recordings):
     recorded = DIMTransformer(**PARAMS | params).fit(IMAGES)
     assert (recordings.made, recordings.replays) == (1, 4 * 4 - recording.WARM_UP_STEPS)
     assert_same(recorded, fit_as_it_is(**params))
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+@pytest.mark.parametrize("params", [{}, {"augmentation": "standard", "precision": "auto"}], ids=str)
+def test_recorded_steps_on_grey_images_are_the_same_steps(params, device, recordings):
+    grey, params = IMAGES[:, :1], {"device": device} | params
+    recorded = DIMTransformer(**PARAMS | params).fit(grey)
+    assert (recordings.made, recordings.replays) == (1, 4 * 4 - recording.WARM_UP_STEPS)
+    assert_same(recorded, fit_as_it_is(grey, **params))
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])
@@ -312,6 +330,9 @@ def test_training_goes_on_without_a_recording_that_memory_does_not_hold(device, 
     def fill_memory(model, views, generator):
         # In bfloat16, of which nothing may be left: what a recording computes is never there.
         model.encoder.embedding(torch.zeros(8, model.encoder.embedding.in_features, device=device))
+        if device == "cuda":
+            # Nor is what it draws, in a recording that is begun and given up.
+            torch.rand(8, generator=generator, device=device)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     def fail(work, generators, device):
@@ -319,7 +340,7 @@ def test_training_goes_on_without_a_recording_that_memory_does_not_hold(device, 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model.InfoMaxModel, "forward", fill_memory)
             try:
-                work()
+                RECORD(work, generators, device) if device.type == "cuda" else work()
             except torch.OutOfMemoryError as error:
                 if last:
                     # What ends a recording finds no memory either, and says so in its own words, or not at all.

@@ -33,7 +33,7 @@ def augmentation(text):
     return StandardAugmentation(**dict(assignment(part) for part in text.split(",")))
 
 
-def parse_arguments():
+def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="file with the training images, or 'openml'")
     parser.add_argument("--n-train", type=int, default=10_000, help="training images (default 10000)")
@@ -43,7 +43,7 @@ def parse_arguments():
         default = {"max_epochs": 6, "random_state": 0}.get(name, parameter.default)
         kind = augmentation if name == "augmentation" else literal
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"(default {default})")
-    params = vars(parser.parse_args())
+    params = vars(parser.parse_args(argv))
     options = {name: params.pop(name) for name in ("path", "n_train", "validation", "only_trained")}
     return options, params
 
@@ -54,8 +54,8 @@ def report(name, Z_train, y_train, Z_test, y_test, rate=""):
     print(f"{name:40}{Z_train.shape[1]:>7}{accuracy:>10.1%}{rate:>20}", flush=True)
 
 
-def main():
-    options, params = parse_arguments()
+def main(argv=None):
+    options, params = parse_arguments(argv)
     images, labels, data = load_cifar10(options["path"])
     end = len(images) - N_TEST
     test = slice(end - N_TEST, end) if options["validation"] else slice(end, None)
