@@ -246,7 +246,8 @@ def test_the_linear_probe_is_fitted_on_training_images(
     monkeypatch.setattr(LinearProbe, "score", recorded)
     cifar10_probe.main([path, *options, "--max-epochs", "1", "--n-components", "4", "--mi-units", "8"])
 
-    images, read, _ = load_cifar10(path)
+    images, read, data = load_cifar10(path)
+    assert data.startswith("images.npz ")  # not the copy of CIFAR-10 that figures are of
     assert images.shape == (120, 32, 32, 3)
     assert np.array_equal(read, labels)
     assert np.array_equal(images.mean((1, 2)).argmax(1), labels)
@@ -283,7 +284,8 @@ def test_throughput_compares_each_baseline_with_skdim(benchmark, capsys, letter)
     assert len(lines) == (1 if letter in "ad" else 2)
     for line in lines:
         baseline, ours, ratio = map(float, re.search(r"(\d+) +(\d+) +([\d.]+)  \(", line).groups())
-        assert ratio == pytest.approx(ours / baseline, rel=0.1, abs=0.01)
+        # All three are rounded, and on a busy machine the baseline is some images/s.
+        assert (ours - 0.5) / (baseline + 0.5) - 0.01 <= ratio <= (ours + 0.5) / (baseline - 0.5) + 0.01
 
 
 def test_throughput_shows_where_the_time_of_a_step_goes(benchmark, capsys):
@@ -387,3 +389,16 @@ def test_streaming_compares_a_mapped_file_with_an_array(benchmark, monkeypatch, 
     ratio = float(re.search(r"epoch: ([\d.]+)", output)[1])
     assert ratio == pytest.approx((before[1] + after[1]) / 2 / mapped[1], rel=0.05, abs=0.01)
     assert not list(tmp_path.iterdir())
+
+
+def test_results_outlive_a_line_that_is_cut_short(benchmark, tmp_path):
+    results = benchmark("results")
+    path = tmp_path / "results.csv"
+    for seed in range(3):
+        results.append_result(path, {"row": "DIM(L)", "seed": seed, "machine": "a, b"})
+    path.write_bytes(path.read_bytes()[:-8])
+    assert [result["seed"] for result in results.read_results(path)] == ["0", "1"]
+    results.append_result(path, {"row": "DIM(L)", "seed": 2, "machine": "c"})
+    assert [(result["seed"], result["machine"]) for result in results.read_results(path)] == [
+        *(("0", "a, b"), ("1", "a, b"), ("2", "c"))
+    ]

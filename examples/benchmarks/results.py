@@ -1,6 +1,7 @@
 """Results of benchmarks in a CSV file, to which a long table is added piece by piece."""
 
 import csv
+import io
 import statistics
 from pathlib import Path
 
@@ -9,25 +10,25 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def read_results(path):
-    """Read the results that are there, as dicts of str."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """Read the results that are there, as dicts of str; a line that an interruption has cut short is left out."""
+    return list(csv.DictReader(io.StringIO(_whole_lines(path).decode(), newline="")))
 
 
 def append_result(path, result):
     """Add a result; the first one makes the file, with its fields as the columns."""
-    is_new = not path.is_file()
-    fields = list(result)
-    if not is_new:
-        with path.open(newline="") as file:
-            fields = next(csv.reader(file))
+    before = _whole_lines(path)
+    fields = next(csv.reader([before.decode().partition("\n")[0]])) if before else list(result)
     with path.open("a", newline="") as file:
+        file.truncate(len(before))
         writer = csv.DictWriter(file, fields)
-        if is_new:
+        if not before:
             writer.writeheader()
         writer.writerow(result)
+
+
+def _whole_lines(path):
+    content = path.read_bytes() if path.is_file() else b""
+    return content[: content.rfind(b"\n") + 1]
 
 
 def summary(values, scale, digits=2):
