@@ -232,8 +232,9 @@ class DIMNet(NeuralNet):
             self.group = model.group = model.contrasted = ALONE
 
     def __getstate__(self) -> dict[str, Any]:
-        # A recording is of this process and of these weights.
-        return super().__getstate__() | {"_recorded_step": None}
+        # A recording is of this process and of these weights, and schedules are of one training: skorch's pickles take
+        # modules and optimizers off the device, and nothing else.
+        return super().__getstate__() | {"_recorded_step": None, "_schedulers": []}
 
     def _every_optimizer(self) -> list[torch.optim.Optimizer]:
         return [self.optimizer_] if self.module_.prior is None else [self.optimizer_, self.prior_optimizer_]
@@ -390,12 +391,14 @@ class DIMNet(NeuralNet):
 
     def _check_finite_weights(self) -> None:
         """Keep a broken state from following a good one into the checkpoints."""
-        for name, parameter in self.module_.named_parameters():
-            if not parameter.isfinite().all():
-                raise FloatingPointError(
-                    f"The weight {name!r} is not finite after epoch {len(self.history)}: training diverged. "
-                    f"Lower lr (now {self.lr}) or use precision='float32'."
-                )
+        names, parameters = zip(*self.module_.named_parameters(), strict=True)
+        # One sync for all.
+        are_finite = torch.stack([parameter.isfinite().all() for parameter in parameters]).tolist()
+        if not all(are_finite):
+            raise FloatingPointError(
+                f"The weight {names[are_finite.index(False)]!r} is not finite after epoch {len(self.history)}: "
+                f"training diverged. Lower lr (now {self.lr}) or use precision='float32'."
+            )
 
     def draw_seed(self) -> int:
         """Draw a seed from the net's generator."""
