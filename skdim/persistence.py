@@ -33,6 +33,7 @@ from skdim.tensorfile import (
     read_tensors,
     write_tensor_file,
 )
+from skdim.views import StandardAugmentation
 
 __all__ = ["FittedModel", "InvalidFileError", "load_model", "restore_encoder", "save_model", "to_arrays", "to_tensors"]
 
@@ -412,6 +413,8 @@ def _to_json(value: Any) -> Any:
         return {"dict": {key: _to_json(item) for key, item in value.items()}}
     if isinstance(value, list):
         return [_to_json(item) for item in value]
+    if type(value) is StandardAugmentation:
+        return {"StandardAugmentation": {name: _to_json(setting) for name, setting in vars(value).items()}}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{type(value).__name__} is not stored")
@@ -451,8 +454,10 @@ def _from_json(value: Any, depth: int = 0) -> Any:
             kind, items = tuple, value["tuple"]
         elif value.keys() == {"dict"} and isinstance(value["dict"], dict):
             items = value["dict"]
+        elif value.keys() == {"StandardAugmentation"} and isinstance(value["StandardAugmentation"], dict):
+            return StandardAugmentation(**value["StandardAugmentation"])
         else:
-            raise TypeError("a JSON object stands for a tuple or a dict only")
+            raise TypeError("a JSON object stands for a tuple, a dict or a StandardAugmentation only")
     if kind not in (list, tuple, dict):
         return value
     if len(items) > MAX_ENTRIES or depth > MAX_DEPTH:

@@ -661,8 +661,8 @@ class DIMTransformer(
 
         The file holds what a pickle holds, parameters, history and the encoder's weights, in a format that opening
         can't harm. It is written whole or not at all. `callbacks`, `checkpoint_dir` and parameters that are objects,
-        such as a RandomState or a StandardAugmentation, are not stored: `load` gives them their defaults. Nor is what
-        `set_output` has been given. Of an encoder of your own only the weights are.
+        such as a RandomState or an augmentation of your own, are not stored: `load` gives them their defaults. Nor is
+        what `set_output` has been given. Of an encoder of your own only the weights are.
 
         Parameters
         ----------

@@ -16,6 +16,7 @@ from torch import nn
 from skdim import DIMTransformer
 from skdim.encoders import ENCODERS
 from skdim.persistence import InvalidFileError
+from skdim.views import StandardAugmentation
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.random((12, 16))
@@ -55,6 +56,7 @@ def same_state(one, other):
         (IMAGES.reshape(12, -1), {"image_shape": (3, 8, 8)}),
         (IMAGES.astype(np.float32), {"image_shape": [3, 8, 8]}),
         (ROWS, {"random_state": None, "max_epochs": 0}),
+        (IMAGES, {"augmentation": StandardAugmentation(crop=np.float32(0.5), quarter_turns=True)}),
     ],
 )
 def test_a_loaded_estimator_is_the_saved_one(X, params, tmp_path):

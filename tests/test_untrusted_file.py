@@ -225,7 +225,19 @@ REFUSED = {
     ),
     "an object as parameter": (
         lambda data: with_params(data, lr={"a": 1}),
-        "a JSON object stands for a tuple or a dict only",
+        "a JSON object stands for a tuple, a dict or a StandardAugmentation only",
+    ),
+    "an augmentation that there is not": (
+        lambda data: with_params(data, augmentation={"StandardAugmentation": {"crop": 0}}),
+        "its parameters are unfit: crop must be a number in (0, 1], got 0",
+    ),
+    "an augmentation of other settings": (
+        lambda data: with_params(data, augmentation={"StandardAugmentation": {"code": 0.5}}),
+        "unexpected keyword argument 'code'",
+    ),
+    "an augmentation of nested settings": (
+        lambda data: with_params(data, augmentation={"StandardAugmentation": {"crop": [[0.5]]}}),
+        "crop must be a number in (0, 1], got [[0.5]]",
     ),
     "a callback": (lambda data: with_params(data, callbacks=["os"]), "its parameter 'callbacks' is not the default"),
     "a bad image_shape": (lambda data: with_params(data, image_shape=[1, 2]), "image_shape must be three positive int"),
