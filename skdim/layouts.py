@@ -55,7 +55,7 @@ def guess_shape(rows: Any) -> ImageShape:
             f"but look like images of {likely[0]} channels of {likely[1]} x {likely[2]}. Set image_shape={likely} if "
             f"they are, or image_shape={shape} to silence this warning."
         )
-    elif not is_square and _is_image_size(n_features - 1) and _has_whole_numbers_at_an_end(some):
+    elif not is_square and _is_image_size(n_features - 1) and _has_labels_at_an_end(some):
         warn(
             f"X has {n_features} features, one more than an image has, and is read as signals: leave out the column if "
             f"the first or the last is one of labels or an index, or set image_shape={shape} to silence this warning."
@@ -92,8 +92,14 @@ def _likely_shape(rows: NDArray[np.uint8 | np.float32]) -> ImageShape | None:
     return min(likely, key=lambda shape: likely[shape]) if likely else None
 
 
-def _has_whole_numbers_at_an_end(rows: NDArray[np.uint8 | np.float32]) -> bool:
-    return any(bool((column == np.round(column)).all()) for column in (rows[:, 0], rows[:, -1]))
+def _has_labels_at_an_end(rows: NDArray[np.uint8 | np.float32]) -> bool:
+    """Tell a first or last column of few whole numbers, or of one after another, from pixels."""
+    for column, others in ((rows[:, 0], rows[:, 1:]), (rows[:, -1], rows[:, :-1])):
+        n_values, is_whole = len(np.unique(column)), bool((column == np.round(column)).all())
+        is_index = bool((np.diff(column.astype(np.float64)) == 1).all())
+        if is_whole and len(column) > 1 and (is_index or 1 < n_values <= 16 < len(np.unique(others)) // 4):
+            return True
+    return False
 
 
 def warn_of_channels_last(image_shape: ImageShape) -> None:
@@ -113,7 +119,7 @@ def warn_of_grey(array_shape: tuple[int, ...]) -> None:
     short, long = sorted((height, width))
     what = how = ""
     if n <= 4 and short >= 8:
-        what, how = f"is one image of {n} channels", "pass X[None]"
+        what, how = f"is one image of {n} channels", f"pass several, (n, {n}, {height}, {width})"
     elif 1 < short <= MOST_SIGNALS and long >= 8 * short:
         what, how = f"has signals of {short} channels", f"set image_shape=({short}, 1, {long})"
         if width == short:

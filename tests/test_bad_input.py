@@ -1012,7 +1012,10 @@ def test_values_that_float32_rounds_to_nothing_are_no_error(dtype):
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ((3, 32, 32), r"read as 3 grey images of 32 x 32. If it is one image of 3 channels, pass X\[None\]"),
+        (
+            (3, 32, 32),
+            r"read as 3 grey images of 32 x 32. If it is one image of 3 channels, pass several, \(n, 3, 32, 32\);",
+        ),
         (
             (40, 6, 128),
             r"If it has signals of 6 channels, set image_shape=\(6, 1, 128\); image_shape=\(1, 6, 128\) sil",
@@ -1020,11 +1023,15 @@ def test_values_that_float32_rounds_to_nothing_are_no_error(dtype):
         ((40, 128, 6), r"set image_shape=\(6, 1, 128\) and data_format='channels_last'; image_shape=\(1, 128, 6\)"),
         ((40, 65), r"65 features, one more than an image has, .* image_shape=\(1, 1, 65\)"),
         ((40, 3 * 64 + 1), r"193 features, one more than an image has"),
+        ((40, 785), r"785 features, one more than an image has"),
     ],
 )
 def test_an_array_that_may_be_read_as_what_it_is_not_is_warned_of_once(shape, words):
     X = RNG.random(shape).astype(np.float32)
-    if len(shape) == 2:
+    if shape == (40, 785):
+        X = RNG.integers(0, 256, shape, dtype=np.uint8)
+        X[:, 0] = np.arange(40)  # an index
+    elif len(shape) == 2:
         X[:, -1] = np.arange(40) % 3  # labels
     with pytest.warns(UserWarning, match=words) as caught:
         dim = DIMTransformer(4, max_epochs=0).fit(X)
@@ -1038,4 +1045,8 @@ def test_an_array_that_may_be_read_as_what_it_is_not_is_warned_of_once(shape, wo
     "shape", [(5, 32, 32), (40, 40, 120), (40, 1, 128), (40, 50), (40, 64), (40, 65), (4, 3, 16, 16)]
 )
 def test_an_array_that_can_be_read_in_one_way_only_is_not_warned_of(shape):
-    DIMTransformer(4, max_epochs=0).fit(RNG.random(shape).astype(np.float32))
+    X = RNG.random(shape).astype(np.float32)
+    DIMTransformer(4, max_epochs=0).fit(X)
+    DIMTransformer(4, max_epochs=0).fit((255 * X).astype(np.uint8))
+    X.reshape(len(X), -1)[:, 0] = 0  # as a spectrum without its mean
+    DIMTransformer(4, max_epochs=0).fit(X)

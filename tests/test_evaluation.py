@@ -166,11 +166,11 @@ def test_the_mlp_probe_is_as_good_as_that_of_scikit_learn(all_digits):
 def test_the_mlp_probe_stops_early_and_keeps_the_best_epoch():
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((200, 50)), rng.integers(0, 2, 200)  # nothing to learn
-    probe = MLPProbe(lr=0.01, patience=3, batch_size=16, random_state=0).fit(X, y)
+    probe = MLPProbe(lr=0.01, patience=3, batch_size=8, random_state=0).fit(X, y)
     losses = [epoch["valid_loss"] for epoch in probe.history_]
     assert probe.n_iter_ == len(losses) == 1 + np.argmin(losses) + 3
     assert all(set(epoch) == {"train_loss", "valid_loss", "valid_acc", "dur"} for epoch in probe.history_)
-    again = MLPProbe(lr=0.01, max_epochs=int(1 + np.argmin(losses)), batch_size=16, random_state=0).fit(X, y)
+    again = MLPProbe(lr=0.01, max_epochs=int(1 + np.argmin(losses)), batch_size=8, random_state=0).fit(X, y)
     assert np.array_equal(probe.predict_proba(X), again.predict_proba(X))
 
 
@@ -654,6 +654,16 @@ def test_neighbours_of_few_samples_are_not_outvoted_by_other_classes(n_samples, 
     assert knn_scorer(Given(), Z, y) == 1
     probe = PROBES["knn"]("cpu", 0, y)
     assert probe.fit(Z, y).score(Z + 0.01, y) == 1
+
+
+def test_as_many_neighbours_vote_in_a_table_as_a_class_has_training_images(all_digits, trained):
+    X, y = all_digits
+    rows = np.concatenate([np.flatnonzero(y == digit)[:3] for digit in range(10)])
+    table = evaluate(trained, X[rows], y[rows], X[500:], y[500:], probes=["knn"])
+    table = table.to_dict("records") if hasattr(table, "to_dict") else table
+    expected = knn_probe(3).fit(X[rows], y[rows]).score(X[500:], y[500:])
+    assert table[0]["features"] == "raw pixels"
+    assert table[0]["knn"] == pytest.approx(expected)
 
 
 def test_one_rare_class_does_not_change_how_many_neighbours_vote():
@@ -1363,7 +1373,7 @@ def test_neighbours_are_those_of_least_angle_and_have_a_vote_each():
             [
                 {"lr": 0.01},
                 {"dropout": 0.5},
-                {"batch_size": 32},
+                {"batch_size": 8},
                 {"validation_fraction": 0.3},
                 {"batch_norm_logits": True},
             ],
@@ -1374,7 +1384,7 @@ def test_neighbours_are_those_of_least_angle_and_have_a_vote_each():
         ),
         (
             FineTunedClassifier(DIMTransformer(4, max_epochs=0, random_state=0), max_epochs=2, random_state=0),
-            [{"lr": 0.01}, {"encoder_lr": 0.01}, {"dropout": 0.5}, {"batch_size": 32}, {"validation_fraction": 0.3}],
+            [{"lr": 0.01}, {"encoder_lr": 0.01}, {"dropout": 0.5}, {"batch_size": 8}, {"validation_fraction": 0.3}],
         ),
     ],
     ids=["mlp", "linear", "fine-tuned"],
@@ -1412,7 +1422,7 @@ def test_fine_tuning_stops_early(digits):
     X = digits[0][:120]
     y = np.random.default_rng(0).integers(0, 2, 120)  # nothing to learn
     dim = DIMTransformer(4, max_epochs=0, random_state=0).fit(X)
-    classifier = FineTunedClassifier(dim, lr=0.01, patience=2, batch_size=8, random_state=0).fit(X, y)
+    classifier = FineTunedClassifier(dim, lr=0.01, patience=2, batch_size=4, random_state=0).fit(X, y)
     losses = [epoch["valid_loss"] for epoch in classifier.history_]
     assert classifier.n_iter_ == len(losses) == 1 + np.argmin(losses) + 2
 
@@ -1749,7 +1759,10 @@ def test_networks_classify_in_float64(digits):
         assert classifier.fit(*digits).mlp_[0].weight.dtype == torch.float64
 
 
-@pytest.mark.parametrize(("n", "batch_size", "sizes"), [(33, 16, [11] * 3), (7, 2, [3, 2, 2]), (3, 2, [3])])
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"),
+    [(33, 16, [11] * 3), (7, 2, [3, 2, 2]), (3, 2, [3]), (180, 256, [18] * 10), (40, 256, [20] * 2)],
+)
 def test_batches_differ_by_one_and_none_is_of_one(n, batch_size, sizes):
     seen = []
 

@@ -111,7 +111,8 @@ def assert_same(recorded, plain):
             assert np.linalg.norm(way - plain_way) <= 1e-4 * np.linalg.norm(plain_way), part
         else:
             # Where kernels add up in any order, Adam's first steps turn with the last digit where gradients are nearly
-            # 0, this way and that; all others together go as far. One of 16 steps lost, or another rate, is more.
+            # 0, this way and that; all others together go as far, which another learning rate changes.
+            assert np.linalg.norm(way - plain_way) <= 0.3 * np.linalg.norm(plain_way), part
             tolerance = 0.05 if plain.net_.autocast_dtype is None else 0.1
             assert abs(way @ plain_way / (plain_way @ plain_way) - 1) <= tolerance, part
 

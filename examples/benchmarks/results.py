@@ -1,7 +1,6 @@
 """Results of benchmarks in a CSV file, to which a long table is added piece by piece."""
 
 import csv
-import io
 import statistics
 from pathlib import Path
 
@@ -11,24 +10,24 @@ RESULTS = Path(__file__).with_name("results")
 
 def read_results(path):
     """Read the results that are there, as dicts of str; a line that an interruption has cut short is left out."""
-    return list(csv.DictReader(io.StringIO(_whole_lines(path).decode(), newline="")))
+    if not path.is_file():
+        return []
+    # Line by line: one that is cut short within quotes would take the next ones in.
+    fields, *lines = (next(csv.reader([line])) for line in path.read_text().split("\n"))
+    return [dict(zip(fields, line, strict=True)) for line in lines if len(line) == len(fields)]
 
 
 def append_result(path, result):
     """Add a result; the first one makes the file, with its fields as the columns."""
-    before = _whole_lines(path)
-    fields = next(csv.reader([before.decode().partition("\n")[0]])) if before else list(result)
+    before = path.read_text() if path.is_file() else ""
+    fields = next(csv.reader([before.partition("\n")[0]])) if before else list(result)
     with path.open("a", newline="") as file:
-        file.truncate(len(before))
         writer = csv.DictWriter(file, fields)
         if not before:
             writer.writeheader()
+        elif not before.endswith("\n"):
+            file.write("\n")
         writer.writerow(result)
-
-
-def _whole_lines(path):
-    content = path.read_bytes() if path.is_file() else b""
-    return content[: content.rfind(b"\n") + 1]
 
 
 def summary(values, scale, digits=2):

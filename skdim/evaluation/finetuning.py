@@ -57,14 +57,14 @@ class FineTunedClassifier(ClassifierMixin, MetaEstimatorMixin, EstimatorMixin, B
         Learning rate of the encoder.
 
     batch_size : int, default=64
-        Most images in a batch.
+        Most images in a batch. Of less than ten such batches, an epoch has up to ten smaller ones, of 16 at least.
 
     max_epochs : int, default=50
         Most passes over the images.
 
     patience : int, default=10
-        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth of it. The weights
-        of the last epoch that has are kept.
+        Epochs after which training stops if none has lowered the validation loss by a ten-thousandth of it; more where
+        these have less than 50 batches. The weights of the last epoch that has are kept.
 
     validation_fraction : float, default=0.1
         Share of the images that decides when to stop.

@@ -19,8 +19,12 @@ from skdim.persistence import to_arrays, to_tensors
 
 __all__ = ["MLP", "Samples", "check_hidden_layer_sizes", "predict_proba", "train"]
 
-# Fewer steps than these say little of whether a loss still falls: an epoch of few samples is a step or two.
-MIN_STEPS_OF_PATIENCE = 20
+# An epoch of few samples would be a step or two: it has this many batches, unless they had less than so many samples.
+MIN_BATCHES = 10
+MIN_BATCH_SIZE = 16
+
+# Fewer steps than these say little of whether a loss still falls.
+MIN_STEPS_OF_PATIENCE = 50
 
 # What an attribute `history_` has of skorch's record of an epoch.
 RECORDED = ("train_loss", "valid_loss", "valid_acc", "dur")
@@ -135,7 +139,9 @@ class _Batches:
 
     def __init__(self, samples: Samples, batch_size: int, generator: np.random.RandomState | None = None) -> None:
         self.samples, self.generator = samples, generator
-        self.n_batches = max(1, min(-(-len(samples) // batch_size), len(samples) // 2))
+        n_samples = len(samples)
+        n_batches = max(-(-n_samples // batch_size), min(MIN_BATCHES, n_samples // MIN_BATCH_SIZE))
+        self.n_batches = max(1, min(n_batches, n_samples // 2))
 
     def __len__(self) -> int:
         return self.n_batches
@@ -184,7 +190,7 @@ def train(
     lr : float
         Learning rate.
     batch_size : int
-        Most samples in a batch.
+        Most samples in a batch; fewer samples than MIN_BATCHES such batches have smaller ones.
     max_epochs : int
         Most epochs.
     patience : int

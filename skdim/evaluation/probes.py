@@ -36,7 +36,7 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
     The default has the network of the paper's non-linear probe: one hidden layer of 200 units with batch norm, ReLU and
     dropout. It is a `skorch.NeuralNetClassifier` trained by Adam on the cross-entropy of its logits; training stops
     when the loss on a split of the training samples has not fallen, by a ten-thousandth of it at least, for `patience`
-    epochs and 20 steps, and the weights of the last epoch in which it has are kept. The samples of the split, a tenth,
+    epochs and 50 steps, and the weights of the last epoch in which it has are kept. The samples of the split, a tenth,
     count in the standardisation, and else only decide when to stop.
 
     Parameters
@@ -54,14 +54,14 @@ class MLPProbe(ClassifierMixin, EstimatorMixin, BaseEstimator):
         Learning rate.
 
     batch_size : int, default=256
-        Most samples in a batch.
+        Most samples in a batch. Of less than ten such batches, an epoch has up to ten smaller ones, of 16 at least.
 
     max_epochs : int, default=100
         Most passes over the samples.
 
     patience : int, default=5
         Epochs after which training stops if none has lowered the validation loss by a ten-thousandth of it; more where
-        these have less than 20 batches.
+        these have less than 50 batches.
 
     validation_fraction : float, default=0.1
         Share of the training samples that decides when to stop.
@@ -254,15 +254,13 @@ def knn_probe(n_neighbors: int = N_NEIGHBORS) -> Pipeline:
     return make_pipeline(StandardScaler(), KNeighborsClassifier(n_neighbors, weights=_votes, metric="cosine"))
 
 
-def n_voting_neighbors(y: NDArray[Any], n_left_out: int = 0) -> int:
+def n_voting_neighbors(y: NDArray[Any]) -> int:
     """Count the neighbours that can vote without those of other classes outvoting a class of usual size.
 
     Parameters
     ----------
     y : ndarray of shape (n,)
         Labels.
-    n_left_out : int, default=0
-        How many of a sample's own class do not count among its neighbours: 1 where it is one of them.
 
     Returns
     -------
@@ -270,7 +268,7 @@ def n_voting_neighbors(y: NDArray[Any], n_left_out: int = 0) -> int:
         Twenty, or the median size of a class if that is less.
     """
     _, counts = np.unique(y, return_counts=True)
-    return int(np.clip(np.median(counts) - n_left_out, 1, N_NEIGHBORS))
+    return int(min(np.median(counts), N_NEIGHBORS))
 
 
 # Of the device, a seed and the labels to fit to.

@@ -34,8 +34,8 @@ MAX_CORRELATION = 0.999
 def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     """Accuracy of nearest neighbours among held-out images, each classified by the twenty most similar others.
 
-    There are fewer where a class of median size has no twenty others. An image of a class that is much smaller than
-    that is outvoted by those of others; `linear_probe_scorer` serves where such classes count.
+    Where a class of median size has fewer images than that, as many as it has. An image of a much smaller class is
+    outvoted by those of others; `linear_probe_scorer` serves where such classes count.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def knn_scorer(estimator: Any, X: Any, y: Any = None) -> float:
             "images out, with fewer folds for one, or take retrieval_scorer."
         )
     check_number_of_labels(X, y)
-    scaler, neighbors = knn_probe(n_voting_neighbors(y, n_left_out=1))
+    scaler, neighbors = knn_probe(n_voting_neighbors(y))
     Z = scaler.fit_transform(embed(estimator, X))
     # Without samples, scikit-learn predicts each of those it was fitted on from the others.
     return float(neighbors.fit(Z, y).score(None, y))
