@@ -229,6 +229,28 @@ def test_transform_does_not_depend_on_the_batch(colour_images):
         assert np.array_equal(whole[:60][::-1], dim.transform(X[::-1]))
 
 
+def test_transform_gives_kernels_batches_of_one_size(digits):
+    sizes = []
+
+    class Sized(nn.Module):
+        def __init__(self, image_shape, n_components):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(1, 4, 3, 2), nn.Linear(36, n_components)
+
+        def forward(self, images):
+            sizes.append(len(images))
+            features = self.conv(images)
+            return self.linear(features.flatten(1)), features
+
+    X, _ = digits
+    dim = DIMTransformer(4, encoder=Sized, max_epochs=0, random_state=0).fit(X)
+    sizes.clear()
+    # Kernels are chosen by the size of a batch, and differ in the last bit.
+    for n in (1, 5, len(X)):
+        assert len(dim.transform(X[:n])) == n
+    assert len(set(sizes)) == 1
+
+
 def test_transform_leaves_nothing_in_memory_of_the_batch(digits):
     dim = small().fit(digits[0])
     before = {name: value.clone() for name, value in dim.encoder_.state_dict().items()}
