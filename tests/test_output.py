@@ -1,4 +1,5 @@
 import os
+import re
 import struct
 import sys
 
@@ -163,6 +164,14 @@ def test_no_program_is_started_for_a_file_that_is_one(tmp_path):
     (tmp_path / "page.eps").rename(tmp_path / "photo.jpg")
     with pytest.raises(OSError, match=r"Image 0, '.*photo.jpg', cannot be read: it is a PostScript program"):
         read_images(tmp_path)
+
+
+def test_messages_name_files_as_text(tmp_path):
+    for name, side in (("a", 8), ("b", 9)):
+        Image.fromarray(np.zeros((side, side), np.uint8)).save(tmp_path / f"{name}.png")
+    second = re.escape(repr(str(tmp_path / "b.png")))
+    with pytest.raises(ValueError, match=rf"must have the same size: image 0, '.*a\.png', .* image 1, {second}, has"):
+        read_images([tmp_path / "a.png", tmp_path / "b.png"])
 
 
 def test_a_column_of_paths_or_images_is_read_in_its_order(tmp_path):
