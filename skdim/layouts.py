@@ -93,11 +93,12 @@ def _likely_shape(rows: NDArray[np.uint8 | np.float32]) -> ImageShape | None:
 
 
 def _has_labels_at_an_end(rows: NDArray[np.uint8 | np.float32]) -> bool:
-    """Tell a first or last column of few whole numbers, or of one after another, from pixels."""
-    for column, others in ((rows[:, 0], rows[:, 1:]), (rows[:, -1], rows[:, :-1])):
-        n_values, is_whole = len(np.unique(column)), bool((column == np.round(column)).all())
-        is_index = bool((np.diff(column.astype(np.float64)) == 1).all())
-        if is_whole and len(column) > 1 and (is_index or 1 < n_values <= 16 < len(np.unique(others)) // 4):
+    """Tell a first or last column of the numbers of classes, or of one number after another, from pixels."""
+    for column in (rows[:, 0].astype(np.float64), rows[:, -1].astype(np.float64)):
+        values = np.unique(column)
+        is_index = bool((np.diff(column) == 1).all())
+        are_classes = len(values) <= 16 and values[0] in (0, 1) and bool((np.diff(values) == 1).all())
+        if len(values) > 1 and (is_index or are_classes):
             return True
     return False
 

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -1024,6 +1025,7 @@ def test_values_that_float32_rounds_to_nothing_are_no_error(dtype):
         ((40, 65), r"65 features, one more than an image has, .* image_shape=\(1, 1, 65\)"),
         ((40, 3 * 64 + 1), r"193 features, one more than an image has"),
         ((40, 785), r"785 features, one more than an image has"),
+        ((60, 65), r"65 features, one more than an image has"),
     ],
 )
 def test_an_array_that_may_be_read_as_what_it_is_not_is_warned_of_once(shape, words):
@@ -1031,6 +1033,8 @@ def test_an_array_that_may_be_read_as_what_it_is_not_is_warned_of_once(shape, wo
     if shape == (40, 785):
         X = RNG.integers(0, 256, shape, dtype=np.uint8)
         X[:, 0] = np.arange(40)  # an index
+    elif shape == (60, 65):
+        X = np.column_stack([*reversed(load_digits(return_X_y=True))])[:60]
     elif len(shape) == 2:
         X[:, -1] = np.arange(40) % 3  # labels
     with pytest.warns(UserWarning, match=words) as caught:

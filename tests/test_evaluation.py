@@ -1017,7 +1017,9 @@ def test_labels_are_checked_before_images_are_embedded(digits, trained, monkeypa
     for scorer in (knn_scorer, linear_probe_scorer):
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
             scorer(trained, X, y[:-1])
-    with pytest.raises(ValueError, match="cannot be greater than the number of members"):
+    with pytest.raises(
+        ValueError, match="linear_probe_scorer needs three held-out images of a class, but y has two at"
+    ):
         linear_probe_scorer(trained, X, np.arange(len(X)) // 2)
     behind = make_pipeline(FunctionTransformer(pytest.fail), FrozenEstimator(trained))
     with pytest.raises(ValueError, match="probes must be a sequence of names"):
@@ -1067,6 +1069,8 @@ def test_layouts_that_a_bound_refuses(params, message):
     Z = np.random.default_rng(0).standard_normal((20, 2))
     with pytest.raises(ValueError, match=message):
         mutual_information_bound(Z, Z, **params)
+    with pytest.raises(ValueError, match=r"mutual_information_bound is expecting images of shape \(1, 3, 1\)"):
+        mutual_information_bound(Z.reshape(20, 1, 1, 2), Z, image_shape=(1, 3, 1))
 
 
 def test_a_bound_reads_images_in_any_layout():

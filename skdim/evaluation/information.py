@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn import config_context
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from torch import Tensor, nn
@@ -220,7 +221,9 @@ def _inputs(
     if image_shape is None and not isinstance(X, Dataset) and np.ndim(X) == 2:
         vectors = _standardized(_checked(X), device)
         return (vectors.shape[1], 1, 1), lambda rows: vectors[rows, :, None, None]
-    images = check_images(DIMTransformer(), X, image_shape=image_shape, data_format=data_format, reset=True)
+    # What messages name; it is given what a fit is.
+    named = type("mutual_information_bound", (BaseEstimator,), {})()
+    images = check_images(named, X, image_shape=image_shape, data_format=data_format, reset=True)
     standardize = Standardizer(*channel_statistics(images), device)
     return images.shape, lambda rows: standardize(images.take(rows.cpu().numpy()))
 

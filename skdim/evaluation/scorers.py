@@ -93,8 +93,13 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         If there are no labels or some are missing, or a fold's training part has only one class.
     """
     y = check_labels(y, "linear_probe_scorer")
-    encode_labels(y, "linear_probe_scorer")
+    _, labels = encode_labels(y, "linear_probe_scorer")
     check_number_of_labels(X, y)
+    if (most := np.bincount(labels).max()) < 3:
+        raise ValueError(
+            f"linear_probe_scorer needs three held-out images of a class, but y has {'one' if most == 1 else 'two'} at "
+            "most: hold more images out, with fewer folds for one, or take knn_scorer or retrieval_scorer."
+        )
     folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(y, y))
     Z = embed(estimator, X)
     return float(cross_val_score(LinearProbe(random_state=0), Z, y, cv=folds, error_score="raise").mean())
