@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,43 +53,10 @@ def test_many_fits_take_no_more_memory_and_no_more_threads(digits, tmp_path, n_f
     counted("fits in one process", n_fits)
 
 
-PEAK = """
-from pathlib import Path
-import numpy as np
-from skdim import DIMTransformer
-from torch import nn
-
-def resident(field):
-    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
-    return int(line.split()[1]) / 1e3
-
-class Pooled(nn.Module):
-    def __init__(self, image_shape, n_components):
-        super().__init__()
-        self.conv, self.linear = nn.Conv2d(3, 4, 16, 16), nn.Linear(16, n_components)
-    def forward(self, images):
-        features = self.conv(images)
-        return self.linear(features.flatten(1)), features
-
-def fit(X, **params):
-    DIMTransformer(image_shape=(3, 32, 32), max_epochs=1, random_state=0, **params).fit(X)
-
-small = {"encoder": Pooled, "n_components": 4, "mi_units": 4}
-rows = np.random.default_rng(0).integers(0, 256, (20_000, 3072), dtype=np.uint8)
-images = rows.reshape(-1, 32, 32, 3)
-fit(rows[:1000], **small)
-start = resident("VmRSS")
-fit(rows, **small)
-fit(images, **small)
-with_all = resident("VmHWM") - start
-fit(images[:256])
-print(rows.nbytes / 1e6, with_all, resident("VmHWM") - start)
-"""
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 def test_fit_makes_no_copy_of_the_images_in_memory():
-    output = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, Path(__file__).with_name("footprint.py"), "array"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     megabytes, more_with_all, more_with_the_defaults = map(float, output.split())
     # A copy as they are would be once as much, as float32 four times.
     assert more_with_all < 0.7 * megabytes

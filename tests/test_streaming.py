@@ -192,44 +192,9 @@ def test_no_method_reads_all_at_once(monkeypatch, tmp_path):
     assert X.largest <= 16
 
 
-RESIDENT = """
-import sys
-from pathlib import Path
-import numpy as np
-import skdim.sources
-from skdim import DIMTransformer
-from torch import nn
-
-def resident(field):
-    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
-    return int(line.split()[1]) / 1e3
-
-class Pooled(nn.Module):
-    def __init__(self, image_shape, n_components):
-        super().__init__()
-        self.conv, self.linear = nn.Conv2d(1, 4, 32, 32), nn.Linear(64, n_components)
-    def forward(self, images):
-        features = self.conv(images)
-        return self.linear(features.flatten(1)), features
-
-def fit(X):
-    return DIMTransformer(4, encoder=Pooled, mi_units=4, max_epochs=1, precision="float32", random_state=0).fit(X)
-
-skdim.sources.RESIDENT_BYTES = 1 << 24
-X = np.memmap(sys.argv[1], np.uint8, "w+", shape=(12_000, 128, 128))
-X[::2000] = np.arange(128)
-X.flush()
-out = np.memmap(sys.argv[2], np.float32, "w+", shape=(12_000, 4))
-fit(np.array(X[::100])).transform(np.array(X[::100]))
-start = resident("VmRSS")
-fit(X).transform(X, out=out)
-print(X.nbytes / 1e6, resident("VmHWM") - start, len(np.unique(out[::1000], axis=0)))
-"""
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 def test_a_mapped_file_does_not_stay_in_memory(tmp_path):
-    command = [sys.executable, "-c", RESIDENT, str(tmp_path / "X"), str(tmp_path / "out")]
+    command = [sys.executable, Path(__file__).with_name("footprint.py"), "mapped", tmp_path / "X", tmp_path / "out"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     megabytes, grown, n_embeddings = map(float, output.split())
     assert n_embeddings == 2
