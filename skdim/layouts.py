@@ -38,14 +38,13 @@ def check_image_shape(image_shape: Any) -> ImageShape:
 def guess_shape(rows: Any) -> ImageShape:
     """Guess what flat rows, of shape (n, p), are: grey square images where the width allows, else signals."""
     n_features = rows.shape[1]
-    side = isqrt(n_features)
-    is_square = n_features >= 16 and side * side == n_features
+    side = _side(n_features, 1)
+    is_square = side >= 4
     shape = (1, side, side) if is_square else (1, 1, n_features)
     # A million values are enough to tell.
     some = rows[: min(64, 1 + (1 << 20) // n_features)]
     likely = _likely_shape(some)
-    side = isqrt(n_features // 3)
-    if likely is None and not is_square and side >= 8 and 3 * side * side == n_features:
+    if likely is None and not is_square and (side := _side(n_features, 3)) >= 8:
         # Colour images are common enough for their width to tell.
         likely = (3, side, side)
     if likely is not None:
@@ -55,7 +54,7 @@ def guess_shape(rows: Any) -> ImageShape:
             f"but look like images of {likely[0]} channels of {likely[1]} x {likely[2]}. Set image_shape={likely} if "
             f"they are, or image_shape={shape} to silence this warning."
         )
-    elif not is_square and _is_image_size(n_features - 1) and _has_labels_at_an_end(some):
+    elif not is_square and max(_side(n_features - 1, n) for n in (1, 3)) >= 8 and _has_labels_at_an_end(some):
         warn(
             f"X has {n_features} features, one more than an image has, and is read as signals: leave out the column if "
             f"the first or the last is one of labels or an index, or set image_shape={shape} to silence this warning."
@@ -63,9 +62,10 @@ def guess_shape(rows: Any) -> ImageShape:
     return shape
 
 
-def _is_image_size(n_features: int) -> bool:
-    """Tell the number of values of grey or colour images that are square and at least 8 x 8."""
-    return any(n_features == channels * isqrt(n_features // channels) ** 2 >= 64 * channels for channels in (1, 3))
+def _side(n_features: int, n_channels: int) -> int:
+    """Return the side of the square images that have so many values, or 0 if none have."""
+    side = isqrt(n_features // n_channels)
+    return side if n_channels * side**2 == n_features else 0
 
 
 def _likely_shape(rows: NDArray[np.uint8 | np.float32]) -> ImageShape | None:

@@ -80,7 +80,7 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     X : array-like
         Held-out images.
     y : array-like of shape (n,)
-        Their labels, at least three of each.
+        Their labels, of two classes at least, with three images or more.
 
     Returns
     -------
@@ -90,7 +90,8 @@ def linear_probe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     Raises
     ------
     ValueError
-        If there are no labels or some are missing, or a fold's training part has only one class.
+        If there are no labels, some are missing or all the same, no class has three images, or a fold's training part
+        has only one class.
     """
     y = check_labels(y, "linear_probe_scorer")
     _, labels = encode_labels(y, "linear_probe_scorer")
